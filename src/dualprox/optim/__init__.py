@@ -1,0 +1,20 @@
+"""Optimizers and their schedule."""
+
+from .base import Options, ProximalOptimizer, SolveReport
+from .dual_averaging import DualAveraging
+from .momentum import ProxAdamW, ProxSGD
+from .ramda import RAMDA
+from .rmda import RMDA
+from .schedule import StageSchedule
+
+__all__ = [
+    "RAMDA",
+    "RMDA",
+    "DualAveraging",
+    "Options",
+    "ProxAdamW",
+    "ProxSGD",
+    "ProximalOptimizer",
+    "SolveReport",
+    "StageSchedule",
+]

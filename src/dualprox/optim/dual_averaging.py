@@ -1,0 +1,117 @@
+"""Dual averaging: stages, anchors, and an iterate that averages structured points."""
+
+import math
+import warnings
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..subproblem import Subproblem
+from .base import ProximalOptimizer, solve
+
+
+class DualAveraging(ProximalOptimizer):
+    """The part that RMDA and RAMDA share; docs/math.md has the formulas.
+
+    State of a parameter: `step` t, `penalty_sum` alpha_t, `restart` (1 when the next step begins
+    a stage), `anchor` W0, and the sums of the subclass.
+    """
+
+    counters = ("step", "penalty_sum", "restart")
+    _warned_of_lr = False
+
+    def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        state = super()._new_state(param, group)
+        state["restart"].fill_(1)
+        return state
+
+    @abstractmethod
+    def accumulate(self, state: dict[str, Tensor], grad: Tensor, scale: float) -> None:
+        """Add `scale` times the new gradient's terms to the sums, in place."""
+
+    @abstractmethod
+    def metric(self, state: dict[str, Tensor], group: dict[str, Any]) -> float | Tensor:
+        """D of the subproblem, from the sums."""
+
+    def update(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        state: dict[str, Tensor],
+        group: dict[str, Any],
+        lr: float,
+    ) -> None:
+        """One step: V += s G, Ŵ = argmin Q_t, W <- (1 - c) W + c Ŵ."""
+        if state["restart"]:
+            self._begin_stage(param, state)
+            group["stage_lr"] = lr
+        elif lr != group.get("stage_lr", lr) and not self._warned_of_lr:
+            self._warned_of_lr = True
+            warnings.warn(
+                f"lr went from {group['stage_lr']:g} to {lr:g} without a restart: the gradients "
+                "summed at the old lr now outweigh the new ones. Use dualprox.StageSchedule, or "
+                "call restart() when lr changes.",
+                stacklevel=5,
+            )
+        state["step"] += 1
+        step = state["step"].item()
+        scale = lr * math.sqrt(step)  # s_t
+        state["penalty_sum"] += scale  # alpha_t
+        self.accumulate(state, grad, scale)
+        point = self._solve(self._subproblem(state, group), param, group)
+        weight = 1 - group["momentum"]  # c
+        if group["ramp"]:
+            weight = min(weight * math.sqrt(step), 1.0)
+        if param.dtype == point.dtype:
+            param.lerp_(point, weight)
+        else:
+            param.copy_(param.to(point.dtype).lerp_(point, weight))
+
+    def _begin_stage(self, param: Tensor, state: dict[str, Tensor]) -> None:
+        """Take the iterate for the anchor and forget the sums."""
+        for value in state.values():
+            value.zero_()
+        state["anchor"].copy_(param)
+
+    def _subproblem(self, state: dict[str, Tensor], group: dict[str, Any]) -> Subproblem:
+        return Subproblem(
+            linear=state["grad_sum"],
+            center=state["anchor"],
+            metric=self.metric(state, group),
+            threshold=state["penalty_sum"].item(),
+            penalty=group["penalty"],
+        )
+
+    def _has_moved(self, param: Tensor) -> bool:
+        return bool(self.state.get(param)) and bool(self.state[param]["step"] > 0)
+
+    @torch.no_grad()
+    def structured_point(self, param: Tensor) -> Tensor:
+        """The solution of the last subproblem, from the sums and the group's present settings.
+
+        Proximal gradient iterations start from the present iterate.
+        """
+        group = self.group_of(param)
+        if self._structured_depth or not self._has_moved(param):
+            return param.detach().clone()
+        problem = self._subproblem(self.state[param], group)
+        point = solve(problem, param.to(problem.linear.dtype), group.get("solver")).point
+        return point.to(param.dtype)
+
+    @torch.no_grad()
+    def gradient_estimate(self, param: Tensor) -> Tensor | None:
+        """V_t / alpha_t, whose variance vanishes. Source: arXiv:2112.02612, Lemma 1."""
+        if not self._has_moved(param):
+            return None
+        state = self.state[param]
+        return state["grad_sum"] / state["penalty_sum"].item()
+
+    def restart(self) -> None:
+        """Begin a stage at the next step: anchor <- iterate, sums <- 0, counter <- 0.
+
+        Until that step the structured point of the stage that ended can still be read.
+        """
+        for state in self.state.values():
+            state["restart"].fill_(1)

@@ -1,0 +1,127 @@
+"""Stages: learning-rate milestones with restarts, and the final ramp."""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..checks import is_count, is_real, require
+from .base import ProximalOptimizer
+
+
+class StageSchedule(LRScheduler):
+    """Multiply lr by `gamma` at each milestone and restart dual averaging there.
+
+    A torch scheduler: call `step()` once per epoch (or per whatever the milestones count). At a
+    milestone lr <- gamma * lr, for RAMDA eps <- gamma * eps, and `optimizer.restart()`. In the
+    final stage, from the last milestone on, the weight c = 1 - momentum of the structured point
+    grows to c_i = min(c * sqrt(i), 1), i = 1, 2, ... the optimizer steps taken in the stage, so
+    that the iterate meets the structured point. Steps that a gradient scaler skips do not count.
+
+    Optimizers without dual averaging get the same learning rates; they have nothing to restart
+    and nothing to ramp.
+
+    Args:
+        optimizer: a dualprox optimizer.
+        milestones: epochs at which stages begin, whole numbers >= 1 in increasing order; empty
+            makes the whole run the final stage.
+        gamma: > 0, the factor on lr and eps.
+        ramp: whether the final stage ramps.
+
+    Raises:
+        TypeError: the optimizer is not from dualprox.
+        ValueError: milestones or gamma break their rule.
+
+    Warns:
+        UserWarning: something else changed lr since the last call.
+
+    It can be made before or after `optimizer.load_state_dict`; its own `load_state_dict` puts the
+    ramp where it was.
+
+    Source: arXiv:2403.14398, appendix A.1.
+
+    Example:
+        >>> import torch, dualprox as dp
+        >>> opt = dp.RMDA([torch.nn.Parameter(torch.ones(2))], lr=1.0)
+        >>> stages = dp.StageSchedule(opt, milestones=[2], gamma=0.1)
+        >>> rates = []
+        >>> for epoch in range(3):
+        ...     opt.param_groups[0]["params"][0].grad = torch.ones(2)
+        ...     opt.step(); rates.append(opt.param_groups[0]["lr"]); stages.step()
+        >>> rates
+        [1.0, 1.0, 0.1]
+    """
+
+    def __init__(
+        self,
+        optimizer: ProximalOptimizer,
+        milestones: Iterable[int],
+        gamma: float = 0.1,
+        ramp: bool = True,
+    ) -> None:
+        if not isinstance(optimizer, ProximalOptimizer):
+            raise TypeError(
+                f"StageSchedule needs a dualprox optimizer, got {type(optimizer).__name__}"
+            )
+        self.milestones = list(milestones)
+        increasing = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
+        ok = increasing and all(is_count(milestone) for milestone in self.milestones)
+        require(ok, "milestones", "increasing ints >= 1", self.milestones)
+        require(is_real(gamma) and gamma > 0, "gamma", "a finite number > 0", gamma)
+        require(isinstance(ramp, bool), "ramp", "a bool", ramp)
+        self.gamma = gamma
+        self.ramp = ramp
+        super().__init__(optimizer)
+        self._set_ramp()
+
+    def _is_final_stage(self) -> bool:
+        return not self.milestones or self.last_epoch >= self.milestones[-1]
+
+    def _set_ramp(self) -> None:
+        for group in self.optimizer.param_groups:
+            if "ramp" in group:
+                group["ramp"] = self.ramp and self._is_final_stage()
+
+    def _begins_stage(self) -> bool:
+        return self.last_epoch in self.milestones and self._step_count > 1
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The groups' learning rates, times gamma when a stage begins."""
+        factor = self.gamma if self._begins_stage() else 1
+        return [group["lr"] * factor for group in self.optimizer.param_groups]
+
+    def step(self, epoch: int | None = None) -> None:
+        """End an epoch; at a milestone, begin a stage."""
+        last = getattr(self, "_last_lr", None)
+        now = [float(group["lr"]) for group in self.optimizer.param_groups]
+        if last is not None and [float(lr) for lr in last] != now:
+            warnings.warn(
+                f"lr is {now}, StageSchedule left it at {[float(lr) for lr in last]}: something "
+                "else changes it, without the restarts that dual averaging needs.",
+                stacklevel=2,
+            )
+        super().step(epoch)
+        if self._begins_stage():
+            for group in self.optimizer.param_groups:
+                if "ramp" in group and "eps" in group:  # RAMDA's; ProxAdamW keeps its own
+                    group["eps"] *= self.gamma
+            assert isinstance(self.optimizer, ProximalOptimizer)
+            self.optimizer.restart()
+            self._set_ramp()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: it is the state of a schedule with other milestones, gamma or ramp.
+        """
+        for name in ("milestones", "gamma", "ramp"):
+            saved = state_dict.get(name)
+            if saved != getattr(self, name):
+                raise ValueError(
+                    f"{name} was saved as {saved}, this schedule has {getattr(self, name)}"
+                )
+        super().load_state_dict(state_dict)
+        self._set_ramp()

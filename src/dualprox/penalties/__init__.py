@@ -1,0 +1,40 @@
+"""Penalties: the regularizers psi and the structures they make."""
+
+from .base import (
+    DiagonalPenalty,
+    Faces,
+    Penalty,
+    Rank,
+    SeparablePenalty,
+    Structure,
+    Support,
+)
+from .constraints import Box, Cardinality, L2Ball, NonNegative
+from .low_rank import NuclearNorm, RankAtMost
+from .nonconvex import L0, MCP, SCAD, GroupMCP
+from .sparse import L1, ElasticNet, GroupLasso, GroupPenalty, SparseGroupLasso
+
+__all__ = [
+    "L0",
+    "L1",
+    "MCP",
+    "SCAD",
+    "Box",
+    "Cardinality",
+    "DiagonalPenalty",
+    "ElasticNet",
+    "Faces",
+    "GroupLasso",
+    "GroupMCP",
+    "GroupPenalty",
+    "L2Ball",
+    "NonNegative",
+    "NuclearNorm",
+    "Penalty",
+    "Rank",
+    "RankAtMost",
+    "SeparablePenalty",
+    "SparseGroupLasso",
+    "Structure",
+    "Support",
+]

@@ -1,0 +1,135 @@
+"""Penalties on the singular values of a weight flattened to (out, rest)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..checks import is_count, require
+from .base import Penalty, Rank, require_strength
+
+
+def numerical_rank(singular_values: Tensor, shape: torch.Size) -> int:
+    """Singular values above rounding: sigma_1 * max(shape) * eps, as in numpy; synchronises.
+
+    The prox makes singular values exactly zero, but a matrix multiplied out from its factors
+    keeps them only up to rounding: rank is the one structure that cannot be read with `== 0`.
+    """
+    if singular_values.numel() == 0:
+        return 0
+    rounding = max(shape) * torch.finfo(singular_values.dtype).eps * singular_values[0]
+    return int((singular_values > rounding).sum())
+
+
+def normal_part(g: Tensor, u: Tensor, vh: Tensor) -> Tensor:
+    """(I - U U') G (I - V V'): what of G is normal to the fixed-rank manifold at U S V'."""
+    g = g - u @ (u.mT @ g)
+    return g - (g @ vh.mT) @ vh
+
+
+@dataclass(frozen=True)
+class SpectralPenalty(Penalty):
+    """A penalty on the singular values of w.flatten(1)."""
+
+    def check(self, shape: torch.Size | tuple[int, ...]) -> None:
+        """Raise ValueError unless the parameter has at least two axes."""
+        if len(shape) < 2:
+            raise ValueError(
+                f"{type(self).__name__}: the parameter must have >= 2 axes, got shape "
+                f"{tuple(shape)}"
+            )
+
+    def structure(self, w: Tensor) -> Rank:
+        """The numerical rank; synchronises."""
+        matrix = w.flatten(1)
+        rank = numerical_rank(torch.linalg.svdvals(matrix), matrix.shape)
+        return Rank(rank, min(matrix.shape))
+
+    @staticmethod
+    def _factors(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The singular vectors and values above rounding; synchronises."""
+        matrix = w.flatten(1)
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        rank = numerical_rank(s, matrix.shape)
+        return u[:, :rank], s[:rank], vh[:rank]
+
+
+@dataclass(frozen=True)
+class NuclearNorm(SpectralPenalty):
+    """psi(w) = strength * sum of the singular values of w flattened to (out, rest): low rank.
+
+    Args:
+        strength: lambda >= 0.
+
+    Source: Cai, Candes & Shen, A singular value thresholding algorithm (2010), Theorem 2.1.
+
+    Example:
+        >>> import torch
+        >>> NuclearNorm(1.0).prox(torch.diag(torch.tensor([3.0, 0.5])), step=1.0)
+        tensor([[2., 0.], [0., 0.]])
+    """
+
+    strength: float
+
+    def __post_init__(self) -> None:
+        require_strength(self.strength)
+
+    def value(self, w: Tensor) -> Tensor:
+        """Strength * sum of singular values."""
+        return self.strength * torch.linalg.svdvals(w.flatten(1)).sum()
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Singular values soft-thresholded at step * strength."""
+        u, s, vh = torch.linalg.svd(w.flatten(1), full_matrices=False)
+        return ((u * (s - step * self.strength).clamp_min(0)) @ vh).reshape(w.shape)
+
+    def residual(self, w: Tensor, g: Tensor) -> Tensor:
+        """dist(-g, d psi(w)) with d psi(UsV') = lambda * {UV' + N : N normal, ||N||_2 <= 1}."""
+        u, _, vh = self._factors(w)
+        g = g.flatten(1)
+        normal = normal_part(g, u, vh)
+        excess = (torch.linalg.svdvals(normal) - self.strength).clamp_min(0)
+        tangent = torch.linalg.vector_norm(g - normal + self.strength * (u @ vh))
+        return torch.hypot(tangent, torch.linalg.vector_norm(excess))
+
+
+@dataclass(frozen=True)
+class RankAtMost(SpectralPenalty):
+    """The constraint rank(w) <= rank, for w flattened to (out, rest); nonconvex.
+
+    Args:
+        rank: the largest rank allowed, >= 1.
+
+    Source: Eckart & Young, The approximation of one matrix by another of lower rank (1936).
+    """
+
+    is_convex = False
+    rank: int
+
+    def __post_init__(self) -> None:
+        require(is_count(self.rank), "rank", "an int >= 1", self.rank)
+
+    def value(self, w: Tensor) -> Tensor:
+        """0, or infinity above the rank; synchronises."""
+        matrix = w.flatten(1)
+        found = numerical_rank(torch.linalg.svdvals(matrix), matrix.shape)
+        return w.new_tensor(0.0 if found <= self.rank else torch.inf)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """The nearest matrix of that rank; any one where singular values tie."""
+        del step
+        if min(w.flatten(1).shape) <= self.rank:
+            return w.clone()
+        u, s, vh = torch.linalg.svd(w.flatten(1), full_matrices=False)
+        kept = slice(self.rank)
+        return ((u[:, kept] * s[kept]) @ vh[kept]).reshape(w.shape)
+
+    def residual(self, w: Tensor, g: Tensor) -> Tensor:
+        """The part of g along the fixed-rank manifold; all of g below the rank allowed."""
+        u, s, vh = self._factors(w)
+        g = g.flatten(1)
+        if s.numel() > self.rank:
+            return w.new_tensor(torch.inf)
+        if s.numel() == self.rank:
+            g = g - normal_part(g, u, vh)
+        return torch.linalg.vector_norm(g)

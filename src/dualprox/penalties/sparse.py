@@ -1,0 +1,290 @@
+"""Convex penalties that make entries or whole groups exactly zero."""
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..checks import is_real, require
+from ..geometry import Slices
+from .base import (
+    DiagonalPenalty,
+    Penalty,
+    SeparablePenalty,
+    Support,
+    require_strength,
+    soft_threshold,
+)
+from .norm_equation import solve_norm_equation
+
+
+def kink_residual(w: Tensor, g: Tensor, kink: float, slope: float | Tensor) -> Tensor:
+    """dist(-g, d psi(w)) for psi(w) = sum phi(|w_i|), phi'(0) = kink, phi'(|w_i|) = slope."""
+    at_zero = (g.abs() - kink).clamp_min(0)
+    return torch.linalg.vector_norm(torch.where(w == 0, at_zero, g + w.sign() * slope))
+
+
+@dataclass(frozen=True)
+class L1(SeparablePenalty):
+    """psi(w) = strength * ||w||_1, sparse entries.
+
+    Args:
+        strength: lambda >= 0.
+
+    Example:
+        >>> import torch
+        >>> L1(1.0).prox(torch.tensor([3.0, -0.5]), step=2.0)
+        tensor([1., 0.])
+    """
+
+    strength: float
+
+    def __post_init__(self) -> None:
+        require_strength(self.strength)
+
+    def value(self, w: Tensor) -> Tensor:
+        """Strength * sum |w_i|."""
+        return self.strength * w.abs().sum()
+
+    def entry_prox(self, a: Tensor, d: float | Tensor, step: float | Tensor) -> Tensor:
+        """soft(a, step * strength) / d."""
+        return soft_threshold(a, step * self.strength) / d
+
+    def residual(self, w: Tensor, g: Tensor) -> Tensor:
+        """dist(-g, d psi(w)); see `Penalty.residual`."""
+        return kink_residual(w, g, self.strength, self.strength)
+
+    def dead_groups(self, a: Tensor, step: float | Tensor) -> Tensor:
+        """|a_i| <= step * strength."""
+        return a.abs() <= step * self.strength
+
+
+@dataclass(frozen=True)
+class ElasticNet(SeparablePenalty):
+    """psi(w) = strength * (l1_ratio * ||w||_1 + (1 - l1_ratio) / 2 * ||w||^2).
+
+    Args:
+        strength: lambda >= 0.
+        l1_ratio: in [0, 1], as in scikit-learn; 1 is `L1`.
+
+    Source: Zou & Hastie, Regularization and variable selection via the elastic net (2005).
+    """
+
+    strength: float
+    l1_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_strength(self.strength)
+        require_ratio(self.l1_ratio)
+
+    def value(self, w: Tensor) -> Tensor:
+        """psi(w)."""
+        ridge = (1 - self.l1_ratio) / 2 * w.square().sum()
+        return self.strength * (self.l1_ratio * w.abs().sum() + ridge)
+
+    def entry_prox(self, a: Tensor, d: float | Tensor, step: float | Tensor) -> Tensor:
+        """soft(a, step * strength * l1_ratio) / (d + step * strength * (1 - l1_ratio))."""
+        curvature = d + step * (self.strength * (1 - self.l1_ratio))
+        return soft_threshold(a, step * (self.strength * self.l1_ratio)) / curvature
+
+    def residual(self, w: Tensor, g: Tensor) -> Tensor:
+        """dist(-g, d psi(w)); see `Penalty.residual`."""
+        kink = self.strength * self.l1_ratio
+        return kink_residual(w, g, kink, kink + self.strength * (1 - self.l1_ratio) * w.abs())
+
+    def dead_groups(self, a: Tensor, step: float | Tensor) -> Tensor:
+        """|a_i| <= step * strength * l1_ratio."""
+        return a.abs() <= step * (self.strength * self.l1_ratio)
+
+
+def require_ratio(value: float) -> None:
+    """The rule that every l1_ratio obeys."""
+    require(is_real(value) and 0 <= value <= 1, "l1_ratio", "in [0, 1]", value)
+
+
+@dataclass(frozen=True)
+class GroupPenalty(DiagonalPenalty):
+    """A penalty on the norms of slices along one axis.
+
+    Args:
+        strength: lambda >= 0.
+        axis: the axis whose slices are the groups. 1 is the inputs of a Linear or Conv weight.
+        size_weighted: whether a group's lambda is strength * sqrt(entries in it), the papers'
+            weighting, or strength itself.
+        block: consecutive slices per group, e.g. the head size for attention heads.
+        conv_groups: `groups` of the convolution the weight belongs to; see `Slices`.
+    """
+
+    strength: float
+    axis: int = 1
+    size_weighted: bool = True
+    block: int = 1
+    conv_groups: int = 1
+
+    def __post_init__(self) -> None:
+        require_strength(self.strength)
+        require(isinstance(self.size_weighted, bool), "size_weighted", "a bool", self.size_weighted)
+        _ = self.slices  # checks the geometry
+
+    @property
+    def slices(self) -> Slices:
+        """The partition into groups."""
+        return Slices(self.axis, self.block, self.conv_groups)
+
+    def check(self, shape: torch.Size | tuple[int, ...]) -> None:
+        """Raise ValueError if a parameter of this shape cannot be cut into the groups."""
+        try:
+            self.slices.check(shape)
+        except ValueError as error:
+            raise ValueError(f"{type(self).__name__}: {error}") from None
+
+    def along(self, axis: int, block: int, conv_groups: int) -> Penalty:
+        """The same penalty with other groups."""
+        return replace(self, axis=axis, block=block, conv_groups=conv_groups)
+
+    def group_strength(self, w: Tensor) -> float:
+        """lambda_g: strength, or strength * sqrt(entries in a group)."""
+        size = self.slices.size(w.shape) if self.size_weighted else 1
+        return self.strength * math.sqrt(size)
+
+    def structure(self, w: Tensor) -> Support:
+        """Which groups have a nonzero entry, in the order of the slices."""
+        slices = self.slices
+        live = slices.amax(slices.view(w != 0).to(torch.uint8)) != 0
+        return Support(live=live.flatten(), group_size=slices.size(w.shape))
+
+    def _group_residual(self, w: Tensor, g: Tensor, kink: float, slope: float | Tensor) -> Tensor:
+        """dist(-g, d psi(w)) for psi = sum phi(||w_g||), phi'(0) = kink; w, g are views."""
+        slices = self.slices
+        norm = slices.norm(w)
+        # clamp: a zero group takes the other branch, and 0/0 must not poison this one.
+        tilted = g + w * (slope / norm.clamp_min(torch.finfo(w.dtype).tiny))
+        at_zero = (slices.norm(g) - kink).clamp_min(0)
+        return torch.linalg.vector_norm(torch.where(norm == 0, at_zero, slices.norm(tilted)))
+
+
+@dataclass(frozen=True)
+class GroupLasso(GroupPenalty):
+    """psi(w) = sum_g lambda_g ||w_g||_2, whole slices exactly zero.
+
+    Args:
+        strength: lambda >= 0.
+        axis: the axis whose slices are the groups. 1 is the inputs of a Linear or Conv weight.
+        size_weighted: whether lambda_g is strength * sqrt(entries in g), the papers' weighting,
+            or strength itself.
+        block: consecutive slices per group, e.g. the head size for attention heads.
+        conv_groups: `groups` of the convolution the weight belongs to; see `Slices`.
+
+    Source: Yuan & Lin, Model selection and estimation in regression with grouped variables (2006);
+    under a metric, the norm equation of docs/math.md.
+
+    Example:
+        >>> import torch
+        >>> w = torch.tensor([[3.0, 0.1], [4.0, 0.2]])
+        >>> GroupLasso(1.0, size_weighted=False).prox(w, step=2.5)
+        tensor([[1.5000, 0.0000], [2.0000, 0.0000]])
+    """
+
+    def value(self, w: Tensor) -> Tensor:
+        """The weighted sum of the groups' norms."""
+        return self.group_strength(w) * self.slices.norm(self.slices.view(w)).sum()
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Shorten each group by step * lambda_g, stopping at zero."""
+        slices, threshold = self.slices, step * self.group_strength(w)
+        view = slices.view(w)
+        norm = slices.norm(view)
+        # "<=", not the negated ">": 0/0 stays out, and a NaN norm is not taken for a dead group.
+        return (view * torch.where(norm <= threshold, 0, 1 - threshold / norm)).reshape(w.shape)
+
+    def metric_prox(
+        self, a: Tensor, d: float | Tensor, step: float | Tensor, start: Tensor | None = None
+    ) -> tuple[Tensor, int]:
+        """z_i = a_i r / (d_i r + t), t = step * lambda_g, where ||a_g|| > t; zero elsewhere."""
+        if not isinstance(d, Tensor) or d.dim() == 0:
+            return self.prox(a / d, step / d), 0
+        slices, threshold = self.slices, step * self.group_strength(a)
+        view, slope = slices.view(a), slices.view(d)
+        guess = None if start is None else slices.norm(slices.view(start))
+        r, steps = solve_norm_equation(view, slope, threshold, slices, guess)
+        scale = torch.where(slices.norm(view) <= threshold, 0, r)
+        # The denominator of a dead group may be 0; the numerator already is.
+        denominator = torch.where(scale == 0, 1, slope * scale + threshold)
+        return (view * scale / denominator).reshape(a.shape), steps
+
+    def residual(self, w: Tensor, g: Tensor) -> Tensor:
+        """dist(-g, d psi(w)); see `Penalty.residual`."""
+        slices, strength = self.slices, self.group_strength(w)
+        return self._group_residual(slices.view(w), slices.view(g), strength, strength)
+
+    def dead_groups(self, a: Tensor, step: float | Tensor) -> Tensor:
+        """||a_g|| <= step * lambda_g, spread over the entries of g."""
+        view = self.slices.view(a)
+        dead = self.slices.norm(view) <= step * self.group_strength(a)
+        return dead.expand_as(view).reshape(a.shape)
+
+
+@dataclass(frozen=True)
+class SparseGroupLasso(GroupPenalty):
+    """psi(w) = strength * (l1_ratio ||w||_1 + (1 - l1_ratio) sum_g sqrt(size_g) ||w_g||_2).
+
+    Args:
+        strength: lambda >= 0.
+        axis: as in `GroupLasso`.
+        size_weighted: as in `GroupLasso`; without it the factor sqrt(size_g) is 1.
+        block: as in `GroupLasso`.
+        conv_groups: as in `GroupLasso`.
+        l1_ratio: share of the entrywise penalty, in [0, 1]; keyword only.
+
+    The minimizer under a diagonal metric, as without one, is that of `GroupLasso` after soft
+    thresholding: an entry of the minimizer is zero iff soft thresholding makes it so, and has the
+    sign of the input otherwise.
+
+    Source: Simon et al., A sparse-group lasso (2013).
+    """
+
+    l1_ratio: float = field(default=0.5, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_ratio(self.l1_ratio)
+
+    @property
+    def _entries(self) -> float:
+        return self.strength * self.l1_ratio
+
+    @property
+    def _groups(self) -> GroupLasso:
+        strength = self.strength * (1 - self.l1_ratio)
+        return GroupLasso(strength, self.axis, self.size_weighted, self.block, self.conv_groups)
+
+    def value(self, w: Tensor) -> Tensor:
+        """psi(w)."""
+        return self._entries * w.abs().sum() + self._groups.value(w)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """The group prox of the soft-thresholded entries."""
+        return self._groups.prox(soft_threshold(w, step * self._entries), step)
+
+    def metric_prox(
+        self, a: Tensor, d: float | Tensor, step: float | Tensor, start: Tensor | None = None
+    ) -> tuple[Tensor, int]:
+        """The group solution for the soft-thresholded numerator."""
+        return self._groups.metric_prox(soft_threshold(a, step * self._entries), d, step, start)
+
+    def residual(self, w: Tensor, g: Tensor) -> Tensor:
+        """dist(-g, d psi(w)): of a dead group, what soft thresholding leaves of g beyond lambda."""
+        slices, groups = self.slices, self._groups
+        dead = slices.norm(slices.view(w)) == 0
+        # In a live group a zero entry has the free choice of [-l1, l1]; in a dead one all have.
+        softened = soft_threshold(g, self._entries)
+        tilted = torch.where(w == 0, softened, g + w.sign() * self._entries)
+        chosen = torch.where(dead, slices.view(softened), slices.view(tilted))
+        strength = groups.group_strength(w)
+        return self._group_residual(slices.view(w), chosen, strength, strength)
+
+    def dead_groups(self, a: Tensor, step: float | Tensor) -> Tensor:
+        """Entries that are soft-thresholded to zero, or whose whole group is."""
+        softened = soft_threshold(a, step * self._entries)
+        return (softened == 0) | self._groups.dead_groups(softened, step)

@@ -1,0 +1,171 @@
+"""How structured a network is, per layer and in total."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..optim import ProximalOptimizer
+from ..penalties import Rank, Structure, Support
+
+
+@dataclass(frozen=True)
+class LayerStructure:
+    """The structure of one penalized parameter.
+
+    Args:
+        name: the parameter's name, or its place as "group.index".
+        shape: its shape.
+        penalty: its penalty, as text.
+        parameters: its entries.
+        zeros: those exactly zero.
+        size: how large its structure is: live groups or entries, or its rank.
+        total: how large that could be.
+        in_dead_groups: entries that lie in dead groups; None without groups.
+        is_low_rank: whether `size` is a rank.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    penalty: str
+    parameters: int
+    zeros: int
+    size: int
+    total: int
+    in_dead_groups: int | None
+    is_low_rank: bool
+
+
+@dataclass(frozen=True)
+class NetworkStructure:
+    """The structure of a network's penalized parameters; printed, a table.
+
+    The shares are None where no layer has that kind of structure.
+
+    Args:
+        layers: one entry per penalized parameter.
+        point: which point was read, "structured" or "iterate".
+    """
+
+    layers: tuple[LayerStructure, ...]
+    point: str
+
+    @property
+    def group_sparsity(self) -> float | None:
+        """Dead groups over all groups; for entrywise penalties each entry is a group."""
+        layers = [layer for layer in self.layers if layer.in_dead_groups is not None]
+        return _share((x.total - x.size for x in layers), (x.total for x in layers))
+
+    @property
+    def weighted_group_sparsity(self) -> float | None:
+        """Parameters in dead groups over all penalized ones, the papers' measure.
+
+        Source: arXiv:2403.14398, section 6.
+        """
+        layers = [layer for layer in self.layers if layer.in_dead_groups is not None]
+        return _share((x.in_dead_groups or 0 for x in layers), (x.parameters for x in layers))
+
+    @property
+    def unstructured_sparsity(self) -> float | None:
+        """Exact zeros over all penalized parameters."""
+        return _share((x.zeros for x in self.layers), (x.parameters for x in self.layers))
+
+    @property
+    def low_rank_level(self) -> float | None:
+        """1 - nonzero singular values over all, among the layers with a spectral penalty.
+
+        Source: arXiv:2403.14398, appendix E.
+        """
+        layers = [layer for layer in self.layers if layer.is_low_rank]
+        return _share((x.total - x.size for x in layers), (x.total for x in layers))
+
+    def to_dict(self) -> dict[str, float | None]:
+        """The four shares by name."""
+        return {
+            "group_sparsity": self.group_sparsity,
+            "weighted_group_sparsity": self.weighted_group_sparsity,
+            "unstructured_sparsity": self.unstructured_sparsity,
+            "low_rank_level": self.low_rank_level,
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{'layer':24}{'shape':>16}{'live':>8}{'of':>8}{'zeros':>9}"]
+        for layer in self.layers:
+            shape = "x".join(map(str, layer.shape))
+            zeros = layer.zeros / max(layer.parameters, 1)
+            lines.append(f"{layer.name:24}{shape:>16}{layer.size:>8}{layer.total:>8}{zeros:>9.1%}")
+        lines.append(
+            f"at the {self.point} point" if self.point == "structured" else "at the iterate"
+        )
+        lines += [
+            f"{name.replace('_', ' '):24}{value:>8.1%}"
+            for name, value in self.to_dict().items()
+            if value is not None
+        ]
+        return "\n".join(lines)
+
+
+def _share(parts: Iterable[int], wholes: Iterable[int]) -> float | None:
+    part, whole = sum(parts), sum(wholes)
+    return part / whole if whole else None
+
+
+def penalized_points(
+    opt: ProximalOptimizer, at: Literal["structured", "iterate"] = "structured"
+) -> Iterable[tuple[str, Tensor, Tensor, Structure]]:
+    """Name, parameter, point and its structure, for every penalized parameter that is trained."""
+    for name, param, group in opt.named_params():
+        penalty = group["penalty"]
+        if penalty is None or not param.requires_grad:
+            continue
+        point = opt.structured_point(param) if at == "structured" else param.detach()
+        # Singular values are not to be had in half precision.
+        wide = point.to(torch.promote_types(point.dtype, torch.float32))
+        yield name, param, point, penalty.structure(wide)
+
+
+def structure(
+    opt: ProximalOptimizer, at: Literal["structured", "iterate"] = "structured"
+) -> NetworkStructure:
+    """The structure of the network that `opt` trains, per layer and in total.
+
+    Args:
+        opt: a dualprox optimizer.
+        at: which point to read. The iterate of RMDA and RAMDA is an average: its dead groups are
+            tiny but not zero until training ends.
+
+    Returns:
+        Layers and shares; frozen and unpenalized parameters do not count. Synchronises.
+
+    Example:
+        >>> import torch, dualprox as dp
+        >>> w = torch.nn.Parameter(torch.ones(2, 4))
+        >>> opt = dp.RMDA([{"params": [w], "penalty": dp.GroupLasso(0.5)}], lr=1.0)
+        >>> (w * torch.tensor([1.0, 0.5, 0.0, 0.0])).sum().backward(); opt.step()
+        >>> dp.structure(opt).group_sparsity, dp.structure(opt, at="iterate").group_sparsity
+        (0.5, 0.0)
+    """
+    if at not in ("structured", "iterate"):
+        raise ValueError(f"at must be 'structured' or 'iterate', got {at!r}")
+    layers = []
+    with torch.no_grad():
+        for name, param, point, found in penalized_points(opt, at):
+            dead = None
+            if isinstance(found, Support):
+                dead = (found.total() - found.count()) * found.group_size
+            layers.append(
+                LayerStructure(
+                    name=name,
+                    shape=tuple(param.shape),
+                    penalty=repr(opt.group_of(param)["penalty"]),
+                    parameters=param.numel(),
+                    zeros=int((point == 0).sum()),
+                    size=found.count(),
+                    total=found.total(),
+                    in_dead_groups=dead,
+                    is_low_rank=isinstance(found, Rank),
+                )
+            )
+    return NetworkStructure(tuple(layers), at)

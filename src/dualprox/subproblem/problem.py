@@ -1,0 +1,84 @@
+"""The one subproblem that ends every step of every method."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..penalties import Penalty
+
+
+@dataclass(frozen=True, eq=False)
+class Subproblem:
+    """min_z Q(z) = <v, z> + 1/2 <z - z0, D (z - z0)> + tau * psi(z), D diagonal and positive.
+
+    Args:
+        linear: v, any shape.
+        center: z0, of v's shape.
+        metric: D, the diagonal of v's shape, or a number for a multiple of the identity.
+        threshold: tau >= 0.
+        penalty: psi, or None for zero.
+
+    Source: arXiv:2403.14398, eqs. (4) and (6).
+    """
+
+    linear: Tensor
+    center: Tensor
+    metric: float | Tensor
+    threshold: float | Tensor
+    penalty: Penalty | None
+
+    def smooth_gradient(self, z: Tensor) -> Tensor:
+        """V + D (z - z0)."""
+        return self.linear + self.metric * (z - self.center)
+
+    def objective(self, z: Tensor) -> Tensor:
+        """Q(z), a 0-dim tensor."""
+        away = z - self.center
+        smooth = (self.linear * z).sum() + 0.5 * (self.metric * away.square()).sum()
+        return smooth if self.penalty is None else smooth + self.threshold * self.penalty.value(z)
+
+    def unpenalized(self) -> Tensor:
+        """The minimizer for psi = 0: z0 - v / D."""
+        return self.center - self.linear / self.metric
+
+    def pull(self) -> Tensor:
+        """A = D z0 - v, so that Q(z) = 1/2 <z, D z> - <a, z> + tau * psi(z) + const."""
+        return self.metric * self.center - self.linear
+
+    def certificate(self, z: Tensor) -> Tensor:
+        """dist(0, dQ(z)), a 0-dim tensor: 0 at a solution. Source: eq. (7)."""
+        gradient = self.smooth_gradient(z)
+        if self.penalty is None or self.threshold == 0:
+            return torch.linalg.vector_norm(gradient)
+        return self.threshold * self.penalty.residual(z, gradient / self.threshold)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What a solver returns.
+
+    Args:
+        point: the minimizer found, of the subproblem's shape, zeros exact.
+        iterations: how many the solver took; 0 for a closed form.
+        certificate: the norm of a subgradient of Q at `point`, 0-dim, where the solver has one
+            for nothing; `Subproblem.certificate` computes one for any point.
+    """
+
+    point: Tensor
+    iterations: int
+    certificate: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Solver(ABC):
+    """A way to solve the subproblem under a diagonal metric."""
+
+    @abstractmethod
+    def solve(self, problem: Subproblem, start: Tensor) -> Solution:
+        """Solve `problem` with a penalty, starting from `start` (the iterate before the step)."""
+
+    def check(self, penalty: Penalty) -> None:
+        """Raise TypeError if the solver cannot handle `penalty`."""
+        del penalty
