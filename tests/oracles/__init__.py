@@ -1,0 +1,1 @@
+"""Slow, obvious float64 transcriptions of the papers, written without reading the library."""
