@@ -69,7 +69,7 @@ class ProximalGradient(Solver):
             z, cost = ahead, ahead_cost
             if self.tol is not None and bool((certificate <= self.tol) & (cost <= ceiling)):
                 break
-            if iterations >= self.min_iter and bool(gain < self.rtol):
+            if self.rtol > 0 and iterations >= self.min_iter and bool(gain < self.rtol):
                 break
         if bool(cost > ceiling):  # only a prox that is none gets here
             return Solution(start.clone(), iterations, problem.certificate(start))
