@@ -358,12 +358,13 @@ class ProximalOptimizer(Optimizer, ABC):
 
         Synchronises once per parameter.
         """
-        solves = self._solves or {}
-        return [
-            SolveReport(name, solves[p][0], None if solves[p][1] is None else float(solves[p][1]))
-            for name, p, group in self.named_params()
-            if group["penalty"] is not None and p in solves
-        ]
+        reports = []
+        for name, param, group in self.named_params():
+            if group["penalty"] is not None and param in (self._solves or {}):
+                iterations, certificate = (self._solves or {})[param]
+                value = None if certificate is None else float(certificate)
+                reports.append(SolveReport(name, iterations, value))
+        return reports
 
     # -- the structured point ----------------------------------------------------------------
 

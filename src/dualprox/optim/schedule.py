@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -66,7 +67,7 @@ class StageSchedule(LRScheduler):
                 f"StageSchedule needs a dualprox optimizer, got {type(optimizer).__name__}"
             )
         self.milestones = list(milestones)
-        increasing = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
+        increasing = all(a < b for a, b in pairwise(self.milestones))
         ok = increasing and all(is_count(milestone) for milestone in self.milestones)
         require(ok, "milestones", "increasing ints >= 1", self.milestones)
         require(is_real(gamma) and gamma > 0, "gamma", "a finite number > 0", gamma)

@@ -1,0 +1,330 @@
+"""The `dualprox` command."""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import dualprox as dp
+
+from .recipes import RECIPES
+from .settings import Run, from_json, to_json, with_settings
+
+if TYPE_CHECKING:
+    from .train import Progress, Training
+
+_EXTRAS = {
+    "sklearn": "scikit-learn",
+    "matplotlib": "matplotlib",
+    "rich": "rich",
+    "safetensors": "safetensors",
+}
+_DEFAULT = "digits_mlp_ramda"
+
+
+class UsageError(Exception):
+    """A mistake of the caller: one line on stderr, exit code 2."""
+
+
+class Terminated(BaseException):
+    """SIGTERM: like Ctrl-C, the run stays resumable."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with `argv` and return its exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except UsageError as error:
+        print(f"dualprox: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="dualprox",
+        description="Train networks into a structure: sparse channels, dead neurons, low rank.",
+        epilog="start here:\n  dualprox train          a sparse network on handwritten digits\n"
+        "  dualprox list           what else there is to train",
+        formatter_class=raw,
+    )
+    parser.add_argument("--version", action="version", version=f"dualprox {dp.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train a recipe into a run folder",
+        description="Train a recipe, beside its dense baseline, and write a run folder:\n"
+        "config.json, metrics.jsonl, checkpoint.pt, model.safetensors (the structured point),\n"
+        "summary.json, training.png and pixels.png.",
+        epilog="examples:\n"
+        "  dualprox train\n"
+        "  dualprox train digits_mlp_rmda --seed 3 --out runs/rmda\n"
+        "  dualprox train --set epochs=40 milestones=15,30 penalty.strength=5e-4\n"
+        "  dualprox train --resume runs/rmda\n\n"
+        "Ctrl-C or a kill at any moment leaves a folder that --resume finishes, bit for bit as if\n"
+        "nothing had happened. `dualprox show RECIPE` lists the fields that --set takes.",
+        formatter_class=raw,
+    )
+    train.add_argument("recipe", nargs="?", help=f"a name from `dualprox list`; {_DEFAULT}")
+    train.add_argument("--out", type=Path, metavar="DIR", help="run folder; runs/RECIPE-N")
+    train.add_argument("--seed", type=int, metavar="N", help="the same as --set seed=N")
+    train.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        dest="settings",
+        metavar="FIELD=VALUE",
+        help="change fields of the recipe",
+    )
+    train.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run folder")
+    train.set_defaults(run=_train)
+
+    listing = commands.add_parser("list", help="list the recipes")
+    listing.set_defaults(run=_list)
+
+    show = commands.add_parser(
+        "show", help="show a run folder or a recipe", epilog="example: dualprox show runs/rmda"
+    )
+    show.add_argument("what", metavar="RUN", help="a run folder, or the name of a recipe")
+    show.set_defaults(run=_show)
+
+    doctor = commands.add_parser("doctor", help="versions, devices, kernels and a self-check")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _require_extras() -> None:
+    missing = [name for module, name in _EXTRAS.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UsageError(f'{", ".join(missing)} missing: pip install "dualprox[lab]"')
+
+
+def _recipe(name: str) -> Run:
+    if name not in RECIPES:
+        import difflib
+
+        nearest = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
+        hint = f"did you mean {nearest[0]}?" if nearest else "see `dualprox list`"
+        raise UsageError(f"there is no recipe {name!r}; {hint}")
+    return RECIPES[name]()
+
+
+def _train(args: argparse.Namespace) -> int:
+    _require_extras()
+    from .train import RunFolderError, start
+
+    if args.resume is not None:
+        if args.recipe or args.settings or args.out or args.seed is not None:
+            raise UsageError("--resume takes everything from its folder: give nothing beside it")
+        return _finish(args.resume)
+    run = _recipe(args.recipe or _DEFAULT)
+    try:
+        run = with_settings(run, args.settings)
+        if args.seed is not None:
+            run = replace(run, seed=args.seed)
+        run = from_json(to_json(run))  # what config.json will hold is what runs
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    folder = args.out if args.out is not None else _fresh_folder(run)
+    try:
+        start(run, folder)
+    except (RunFolderError, OSError) as error:
+        raise UsageError(str(error)) from None
+    return _finish(folder)
+
+
+def _fresh_folder(run: Run) -> Path:
+    number = 1
+    while (folder := Path("runs") / f"{run.recipe}-{number}").exists():
+        number += 1
+    return folder
+
+
+def _finish(folder: Path) -> int:
+    """Train what is left of a run folder, write its report and print it."""
+    from .report import write_report
+    from .train import RunFolderError, go_on, read_run
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        run = read_run(folder)
+        if (folder / "summary.json").exists():
+            print(f"{folder} is finished already:")
+        else:
+            with _progress(run) as progress:
+                training: Training = go_on(folder, progress)
+            write_report(training, folder)
+    except RunFolderError as error:
+        raise UsageError(str(error)) from None
+    except FloatingPointError as error:
+        print(f"dualprox: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, Terminated) as stopped:
+        print(f"\nstopped; go on with: dualprox train --resume {folder}", file=sys.stderr)
+        return 130 if isinstance(stopped, KeyboardInterrupt) else 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    _print_summary(folder, run)
+    return 0
+
+
+@contextmanager
+def _progress(run: Run) -> "Iterator[Progress]":
+    """A bar per network with loss, accuracy and sparsity; plain lines without a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console()
+    if not console.is_terminal:
+
+        def line(run: Run, row: dict[str, Any]) -> None:
+            if row["epoch"] % max(1, run.epochs // 6) == 0 or row["epoch"] == run.epochs:
+                print(
+                    f"{run.recipe}  epoch {row['epoch']:>3}/{run.epochs}  {_live(row)}", flush=True
+                )
+
+        yield line
+        return
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[live]}"),
+        console=console,
+    )
+    with bar:
+        tasks: dict[str, Any] = {}
+        for name in filter(None, (run.baseline, run.recipe)):
+            tasks[name] = bar.add_task(name, total=None, start=False, live="")
+
+        def advance(run: Run, row: dict[str, Any]) -> None:
+            task = tasks[run.recipe]
+            bar.start_task(task)
+            bar.update(task, total=run.epochs, completed=row["epoch"], live=_live(row))
+
+        yield advance
+
+
+def _live(row: dict[str, Any]) -> str:
+    text = f"loss {row['loss']:.4f}  accuracy {row['val_accuracy']:6.1%}"
+    for name, label in (("weighted_group_sparsity", "sparsity"), ("low_rank_level", "low rank")):
+        if row.get(name) is not None:
+            text += f"  {label} {row[name]:6.1%}"
+    return text
+
+
+def _print_summary(folder: Path, run: Run) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .report import rows
+
+    summary = json.loads((folder / "summary.json").read_text())
+    table = Table(title=f"{run.recipe}, seed {run.seed}", show_header=False)
+    for name, value in rows(summary, run.hidden):
+        table.add_row(name, value)
+    console = Console()
+    console.print(table)
+    print(f"run folder: {folder}")
+
+
+def _list(args: argparse.Namespace) -> int:
+    del args
+    width = max(map(len, RECIPES))
+    for name, recipe in RECIPES.items():
+        first_line = (recipe.__doc__ or "").partition("\n")[0]
+        mark = "  (default)" if name == _DEFAULT else ""
+        print(f"{name:{width}}  {recipe().epochs:>4} epochs  {first_line}{mark}")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    folder = Path(args.what)
+    if args.what in RECIPES and not folder.exists():
+        print(json.dumps(to_json(RECIPES[args.what]()), indent=2))
+        return 0
+    from .files import read_json_lines
+    from .train import RunFolderError, read_run
+
+    try:
+        run = read_run(folder)
+    except RunFolderError as error:
+        if folder.exists():
+            raise UsageError(str(error)) from None
+        raise UsageError(f"{args.what!r} is neither a run folder nor a recipe") from None
+    print(json.dumps(to_json(run), indent=2))
+    if (folder / "summary.json").exists():
+        _require_extras()
+        _print_summary(folder, run)
+        return 0
+    metrics = read_json_lines(folder / "metrics.jsonl")
+    if metrics:
+        print(_live(metrics[-1]))
+    print(
+        f"unfinished, {len(metrics)} of {run.epochs} epochs; go on with: "
+        f"dualprox train --resume {folder}"
+    )
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    del args
+    lines = [
+        ("dualprox", dp.__version__),
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("torch", torch.__version__),
+        ("numpy", importlib.metadata.version("numpy")),
+    ]
+    for module, name in _EXTRAS.items():
+        there = importlib.util.find_spec(module) is not None
+        version = importlib.metadata.version(name) if there else "missing (extra: lab)"
+        lines.append((name, version))
+    cuda = torch.cuda.is_available()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
+    lines += [
+        ("devices", ", ".join(["cpu", *gpus])),
+        ("threads", str(torch.get_num_threads())),
+        ("kernels", "eager (torch)"),
+    ]
+    certificate = _self_check()
+    ok = certificate < 1e-10
+    lines.append(
+        ("self-check", f"{'ok' if ok else 'FAILED'}: subproblem certificate {certificate:.1e}")
+    )
+    for name, value in lines:
+        print(f"{name:14}{value}")
+    return 0 if ok else 1
+
+
+def _self_check() -> float:
+    """Ten steps of RAMDA on a small problem; the worst dist(0, dQ) of its subproblems."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(6, 8, generator=generator, dtype=torch.float64)
+    weight = torch.zeros(6, 8, dtype=torch.float64, requires_grad=True)
+    group = {"params": [weight], "penalty": dp.GroupLasso(0.3)}
+    opt = dp.RAMDA([group], lr=0.1, certify=True)
+    worst = 0.0
+    for _ in range(10):
+        opt.zero_grad()
+        (weight - target).square().sum().backward()
+        opt.step()
+        worst = max(worst, opt.solver_report()[0].certificate or 0.0)
+    return worst

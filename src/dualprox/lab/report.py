@@ -1,0 +1,184 @@
+"""What a finished run is told as: summary.json, a table and plots."""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .files import read_json_lines, write_atomically, write_json
+from .train import Training
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's colours, which colour-blind readers tell apart.
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+
+
+def dead_inputs(training: Training) -> dict[str, list[int]]:
+    """For each Linear layer, the inputs it does not read at the structured point."""
+    weights = training.structured_weights()
+    return {
+        name: (weights[f"{name}.weight"] == 0).all(dim=0).nonzero().flatten().tolist()
+        for name, module in training.model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+
+
+def summarize(training: Training, folder: Path) -> dict[str, Any]:
+    """The content of summary.json: the last epoch's figures, what died, and the time taken."""
+    metrics = read_json_lines(folder / "metrics.jsonl")
+    last = metrics[-1]
+    seconds = sum(row["seconds"] for row in read_json_lines(folder / "timing.jsonl"))
+    summary: dict[str, Any] = {
+        "recipe": training.run.recipe,
+        "seed": training.run.seed,
+        "epochs": training.epoch,
+        "val_accuracy": last["val_accuracy"],
+        "train_seconds": seconds,
+    }
+    if training.run.penalty is not None:
+        dense = read_json_lines(folder / "dense" / "metrics.jsonl")
+        summary |= {
+            "dense_val_accuracy": dense[-1]["val_accuracy"] if dense else None,
+            "weighted_group_sparsity": last["weighted_group_sparsity"],
+            "group_sparsity": last["group_sparsity"],
+            "unstructured_sparsity": last["unstructured_sparsity"],
+            "low_rank_level": last["low_rank_level"],
+            "identified_epoch": last["unchanged_since"],
+            "stationarity": last["stationarity"],
+            "dead_inputs": dead_inputs(training),
+        }
+    return summary
+
+
+def write_report(training: Training, folder: Path) -> dict[str, Any]:
+    """Write the plots and, last, summary.json, which says that the run is finished."""
+    metrics = read_json_lines(folder / "metrics.jsonl")
+    dense = read_json_lines(folder / "dense" / "metrics.jsonl")
+    summary = summarize(training, folder)
+    if training.run.penalty is not None:
+        _write_png(folder / "training.png", plot_training(training, metrics, dense))
+        _write_png(folder / "pixels.png", plot_pixels(training, summary["dead_inputs"]["fc1"]))
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def rows(summary: dict[str, Any], hidden: tuple[int, ...]) -> list[tuple[str, str]]:
+    """The lines of the final table."""
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1%}"
+
+    lines = [("accuracy at the structured point", percent(summary["val_accuracy"]))]
+    if "identified_epoch" in summary:
+        lines += [
+            ("accuracy of the dense network", percent(summary["dense_val_accuracy"])),
+            ("weighted group sparsity", percent(summary["weighted_group_sparsity"])),
+            ("group sparsity", percent(summary["group_sparsity"])),
+        ]
+        if summary["low_rank_level"] is not None:
+            lines.append(("low-rank level", percent(summary["low_rank_level"])))
+        for name, dead in summary["dead_inputs"].items():
+            number = int(name.removeprefix("fc"))
+            if number == 1:
+                listed = ", ".join(map(str, dead)) or "none"
+                lines.append(("dead input pixels", f"{len(dead)} of 64: {listed}"))
+            else:
+                width = hidden[number - 2]
+                lines.append(
+                    (f"dead neurons, hidden layer {number - 1}", f"{len(dead)} of {width}")
+                )
+        epoch, epochs = summary["identified_epoch"], summary["epochs"]
+        lines.append(("structure unchanged since", f"epoch {epoch} of {epochs}"))
+    lines.append(("training time", f"{summary['train_seconds']:.1f} s"))
+    return lines
+
+
+def plot_training(
+    training: Training, metrics: list[dict[str, Any]], dense: list[dict[str, Any]]
+) -> "Figure":
+    """Accuracy and sparsity over epochs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    accuracy, sparsity = figure.subplots(2, 1, sharex=True)
+    epochs = [row["epoch"] for row in metrics]
+    if dense:
+        accuracy.plot(
+            [row["epoch"] for row in dense],
+            [100 * row["val_accuracy"] for row in dense],
+            color=_GREY,
+            linestyle="--",
+            label="dense (AdamW)",
+        )
+    shown = [100 * row["val_accuracy"] for row in metrics]
+    accuracy.plot(epochs, shown, color=_BLUE, linewidth=2, label="at the structured point")
+    accuracy.set_ylabel("validation accuracy (%)")
+    accuracy.set_ylim(max(0.0, min(min(shown), 85.0)) - 2, 101)
+    accuracy.legend(loc="lower right", frameon=False)
+    if metrics[-1]["low_rank_level"] is None:
+        name, label = "weighted_group_sparsity", "weighted group sparsity (%)"
+    else:
+        name, label = "low_rank_level", "low-rank level (%)"
+    values = [100 * row[name] for row in metrics]
+    sparsity.plot(epochs, values, color=_ORANGE, linewidth=2)
+    sparsity.set_ylabel(label)
+    sparsity.set_ylim(0, 100)
+    sparsity.set_xlabel("epoch")
+    for axes in (accuracy, sparsity):
+        for milestone in training.run.milestones:
+            axes.axvline(milestone + 0.5, color=_GREY, linewidth=0.8, linestyle=":")
+        axes.spines[["top", "right"]].set_visible(False)
+    since = metrics[-1]["unchanged_since"]
+    if since < epochs[-1]:
+        sparsity.axvspan(since, epochs[-1], color=_GREEN, alpha=0.12, linewidth=0)
+        sparsity.annotate(
+            f"same structure since epoch {since}",
+            (epochs[-1], 4),
+            ha="right",
+            va="bottom",
+            color=_GREEN,
+        )
+    restarts = "; dotted: a stage begins" if training.run.milestones else ""
+    figure.suptitle(f"{training.run.recipe}, seed {training.run.seed}{restarts}", fontsize=11)
+    return figure
+
+
+def plot_pixels(training: Training, dead: list[int]) -> "Figure":
+    """Which pixels the network still reads, beside the mean digit."""
+    from matplotlib.figure import Figure
+
+    height, width = training.split.image
+    weight = training.structured_weights()["fc1.weight"]
+    norms = weight.norm(dim=0).view(height, width)
+    mean = training.split.x.mean(dim=0).view(height, width)
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.imshow(mean, cmap="Greys")
+    left.set_title("mean digit", fontsize=10)
+    shades = right.imshow(torch.where(norms > 0, norms, torch.nan), cmap="viridis", vmin=0)
+    right.set_title("norm of the weights that read each pixel", fontsize=10)
+    figure.colorbar(shades, ax=right, shrink=0.8)
+    for axes in (left, right):
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for index in dead:
+            row, column = divmod(index, width)
+            axes.plot(column, row, marker="x", color=_ORANGE, markersize=9, markeredgewidth=2)
+    figure.suptitle(
+        f"{height * width - len(dead)} of {height * width} pixels survive; crosses mark the dead",
+        fontsize=11,
+    )
+    return figure
+
+
+def _write_png(path: Path, figure: "Figure") -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=120)
+    write_atomically(path, lambda file: file.write(buffer.getvalue()))

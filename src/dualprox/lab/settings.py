@@ -1,0 +1,238 @@
+"""A run as a frozen, typed value: what recipes return, `--set` changes and config.json holds."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
+
+import dualprox as dp
+
+from ..checks import is_count, is_real, require
+
+
+@dataclass(frozen=True)
+class RamdaSpec:
+    """Settings of `dualprox.RAMDA`."""
+
+    lr: float = 1e-2
+    momentum: float = 0.9
+    eps: float = 1e-6
+
+
+@dataclass(frozen=True)
+class RmdaSpec:
+    """Settings of `dualprox.RMDA`."""
+
+    lr: float = 0.1
+    momentum: float = 0.9
+
+
+@dataclass(frozen=True)
+class ProxSgdSpec:
+    """Settings of `dualprox.ProxSGD`."""
+
+    lr: float = 0.1
+    momentum: float = 0.9
+
+
+@dataclass(frozen=True)
+class ProxAdamwSpec:
+    """Settings of `dualprox.ProxAdamW`."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class AdamwSpec:
+    """Settings of `torch.optim.AdamW`, the dense baseline's."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+
+
+OptimizerSpec = RamdaSpec | RmdaSpec | ProxSgdSpec | ProxAdamwSpec | AdamwSpec
+PenaltySpec = dp.GroupLasso | dp.SparseGroupLasso | dp.GroupMCP | dp.L1 | dp.NuclearNorm
+_KINDS = {
+    kind.__name__: kind for kind in (*typing.get_args(OptimizerSpec), *typing.get_args(PenaltySpec))
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, resolved: together with the code it determines every bit of the result.
+
+    Args:
+        recipe: the name of the recipe it came from.
+        data: which data set.
+        hidden: widths of the hidden layers of the MLP; empty is logistic regression.
+        optimizer: which optimizer with which settings.
+        penalty: what the weights are penalized with; None trains a dense network.
+        epochs: passes over the training set.
+        batch_size: examples per step.
+        milestones: epochs at which a stage begins: lr times gamma, and a restart.
+        gamma: the factor on lr at a milestone.
+        seed: of the initial weights and of the order of the data.
+        threads: torch threads; results are bit-identical only at the same number.
+        baseline: the recipe of the dense network trained beside it, or None.
+    """
+
+    recipe: str
+    optimizer: OptimizerSpec
+    penalty: PenaltySpec | None = None
+    data: Literal["digits"] = "digits"
+    hidden: tuple[int, ...] = (256, 128)
+    epochs: int = 30
+    batch_size: int = 32
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    seed: int = 0
+    threads: int = 1
+    baseline: str | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "threads"):
+            value = getattr(self, name)
+            require(is_count(value), name, "an int >= 1", value)
+        require(self.data == "digits", "data", "'digits'", self.data)
+        require(isinstance(self.seed, int) and self.seed >= 0, "seed", "an int >= 0", self.seed)
+        require(all(map(is_count, self.hidden)), "hidden", "ints >= 1", self.hidden)
+        steps = [0, *self.milestones, self.epochs]
+        rising = all(a < b for a, b in pairwise(steps))
+        rule = f"increasing ints between 1 and epochs - 1 = {self.epochs - 1}"
+        require(rising, "milestones", rule, self.milestones)
+        require(is_real(self.gamma) and self.gamma > 0, "gamma", "a number > 0", self.gamma)
+        dense = isinstance(self.optimizer, AdamwSpec)
+        require(
+            not (dense and self.penalty is not None),
+            "penalty",
+            "None for AdamW, which would ignore it",
+            self.penalty,
+        )
+
+
+def to_json(run: Run) -> dict[str, Any]:
+    """The run as JSON values; `from_json` makes it again."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            return fields if isinstance(value, Run) else {"kind": type(value).__name__, **fields}
+        return list(value) if isinstance(value, tuple) else value
+
+    return plain(run)
+
+
+def from_json(saved: dict[str, Any]) -> Run:
+    """The run that `to_json` wrote; ValueError if it cannot be one."""
+
+    def built(value: Any) -> Any:
+        if isinstance(value, dict):
+            fields = {name: built(v) for name, v in value.items() if name != "kind"}
+            return _KINDS[value["kind"]](**fields)
+        return tuple(value) if isinstance(value, list) else value
+
+    try:
+        return Run(**{name: built(value) for name, value in saved.items()})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a run of this version of dualprox: {error}") from None
+
+
+def with_settings(run: Run, assignments: list[str]) -> Run:
+    """The run with fields replaced by ``name=value`` texts; dots reach into nested settings.
+
+    Raises:
+        ValueError: no such field (the nearest name is offered), a value of the wrong type, or one
+            that breaks a rule of the run.
+    """
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes field=value, got {assignment!r}")
+        run = _replaced(run, path.split("."), text, path)
+    return run
+
+
+def field_names(spec: Any, prefix: str = "") -> list[str]:
+    """All names that `with_settings` knows in `spec`, dotted."""
+    names = []
+    for each in dataclasses.fields(spec):
+        value = getattr(spec, each.name)
+        nested = dataclasses.is_dataclass(value)
+        names += field_names(value, f"{prefix}{each.name}.") if nested else [prefix + each.name]
+    return names
+
+
+def _replaced(spec: Any, names: list[str], text: str, path: str) -> Any:
+    """`spec` with the field at `names` set from `text`."""
+    hints = typing.get_type_hints(type(spec))
+    name, rest = names[0], names[1:]
+    if name not in {each.name for each in dataclasses.fields(spec)} or name == "recipe":
+        prefix = path.removesuffix(".".join(names))
+        known = [known for known in field_names(spec, prefix) if known != "recipe"]
+        nearest = difflib.get_close_matches(path, known, n=1, cutoff=0.4)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
+        raise ValueError(f"{path} is not a field of the run; {hint}")
+    value = getattr(spec, name)
+    if rest:
+        if not dataclasses.is_dataclass(value):
+            raise ValueError(f"{path}: {name} has no fields, it is {value!r}")
+        return dataclasses.replace(spec, **{name: _replaced(value, rest, text, path)})
+    try:
+        parsed = _parsed(hints[name], text)
+    except ValueError:
+        raise ValueError(f"{path} must be {_described(hints[name])}, got {text!r}") from None
+    return dataclasses.replace(spec, **{name: parsed})
+
+
+def _parsed(kind: Any, text: str) -> Any:
+    """`text` as a value of type `kind`; ValueError if it is none."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if type(None) in args and text.lower() in ("none", "null"):
+            return None
+        kinds = [arg for arg in args if arg is not type(None)]
+        if any(dataclasses.is_dataclass(arg) for arg in kinds):
+            raise ValueError(text)
+        return _parsed(kinds[0], text)
+    if origin is Literal:
+        if text not in args:
+            raise ValueError(text)
+        return text
+    if origin is tuple:
+        parts = [part for part in text.strip("()[]").split(",") if part.strip()]
+        if args[-1] is not Ellipsis and len(parts) != len(args):
+            raise ValueError(text)
+        return tuple(_parsed(args[0], part.strip()) for part in parts)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    return kind(text)
+
+
+def _described(kind: Any) -> str:
+    """The type as a person would say it."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        plain = [arg for arg in args if not dataclasses.is_dataclass(arg)]
+        described = " or ".join(_described(arg) for arg in plain)
+        return (
+            f"{described}; its fields are set one by one" if len(plain) < len(args) else described
+        )
+    if origin is Literal:
+        return "one of " + ", ".join(args)
+    if origin is tuple:
+        return "a comma-separated list of " + _described(args[0])
+    if kind is type(None):
+        return "none"
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(
+        kind, kind.__name__
+    )

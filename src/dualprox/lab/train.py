@@ -1,0 +1,237 @@
+"""The one training loop, and the run folder it writes."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dualprox as dp
+
+from . import data, models, settings
+from .files import read_json_lines, write_atomically, write_json, write_json_lines
+from .recipes import RECIPES
+from .settings import Run
+
+Progress = Callable[[Run, dict[str, Any]], None]
+
+
+class RunFolderError(Exception):
+    """A folder that is not a run, or not one that can go on."""
+
+
+def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the run over the model's parameters, penalized as the run says."""
+    kinds = {
+        settings.RamdaSpec: dp.RAMDA,
+        settings.RmdaSpec: dp.RMDA,
+        settings.ProxSgdSpec: dp.ProxSGD,
+        settings.ProxAdamwSpec: dp.ProxAdamW,
+        settings.AdamwSpec: torch.optim.AdamW,
+    }
+    named = list(model.named_parameters())
+    groups = named if run.penalty is None else dp.param_groups(model, run.penalty)
+    return kinds[type(run.optimizer)](groups, **asdict(run.optimizer))
+
+
+class Training:
+    """A run in progress: everything that an epoch changes.
+
+    Args:
+        run: what to do.
+    """
+
+    def __init__(self, run: Run) -> None:
+        torch.set_num_threads(run.threads)
+        torch.manual_seed(run.seed)
+        self.run = run
+        self.split = data.digits()
+        features = self.split.x.shape[1]
+        self.model = models.mlp(features, run.hidden, self.split.classes)
+        self.opt = make_optimizer(run, self.model)
+        self.schedule: torch.optim.lr_scheduler.LRScheduler
+        self.monitor: dp.StructureMonitor | None = None
+        if isinstance(self.opt, dp.ProximalOptimizer):
+            self.schedule = dp.StageSchedule(self.opt, run.milestones, run.gamma)
+            self.monitor = dp.StructureMonitor(self.opt)
+        else:
+            milestones = list(run.milestones)
+            multistep = torch.optim.lr_scheduler.MultiStepLR
+            self.schedule = multistep(self.opt, milestones, run.gamma)
+        self.epoch = 0
+
+    def structured(self) -> contextlib.AbstractContextManager[None]:
+        """The structured point swapped in; the network as it is for optimizers without one."""
+        if isinstance(self.opt, dp.ProximalOptimizer):
+            return self.opt.structured()
+        return contextlib.nullcontext()
+
+    def train_epoch(self) -> dict[str, Any]:
+        """One epoch and what it led to, measured at the structured point."""
+        self.epoch += 1
+        split, losses = self.split, []
+        self.model.train()
+        order = data.batches(len(split.x), self.run.batch_size, self.run.seed, self.epoch)
+        for step, batch in enumerate(order, start=1):
+            self.opt.zero_grad()
+            loss = nn.functional.cross_entropy(self.model(split.x[batch]), split.y[batch])
+            loss.backward()
+            self.opt.step()
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(
+                    f"the loss is {losses[-1]} in epoch {self.epoch}, step {step}: try a smaller "
+                    "lr; the checkpoint of the epoch before is untouched"
+                )
+        row: dict[str, Any] = {
+            "epoch": self.epoch,
+            "lr": self.opt.param_groups[0]["lr"],
+            "loss": sum(losses) / len(losses),
+            **self.evaluate(),
+        }
+        if self.monitor is not None and isinstance(self.opt, dp.ProximalOptimizer):
+            record = asdict(self.monitor.update())
+            row |= dp.structure(self.opt).to_dict() | {
+                name: value for name, value in record.items() if name != "epoch"
+            }
+        self.schedule.step()
+        return row
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Validation loss and accuracy at the structured point."""
+        self.model.eval()
+        with self.structured():
+            scores = self.model(self.split.val_x)
+        labels = self.split.val_y
+        return {
+            "val_loss": nn.functional.cross_entropy(scores, labels).item(),
+            "val_accuracy": (scores.argmax(1) == labels).double().mean().item(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how training goes on, loadable with ``weights_only=True``."""
+        return {
+            "run": json.dumps(settings.to_json(self.run)),
+            "epoch": self.epoch,
+            "model": self.model.state_dict(),
+            "optimizer": self.opt.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "monitor": self.monitor.state_dict() if self.monitor else {},
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.model.load_state_dict(saved["model"])
+        self.opt.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+        if self.monitor is not None:
+            self.monitor.load_state_dict(saved["monitor"])
+        torch.set_rng_state(saved["rng"])
+        self.epoch = saved["epoch"]
+
+    def structured_weights(self) -> dict[str, Tensor]:
+        """Copies of the model's tensors at the structured point."""
+        with self.structured():
+            return {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+
+
+def start(run: Run, folder: Path) -> None:
+    """Make the run folder, and the one of its baseline within.
+
+    Raises:
+        RunFolderError: the folder holds something already.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise RunFolderError(
+            f"{folder} is not empty; continue it with --resume {folder} or choose another --out"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if run.baseline is not None:
+        dense = RECIPES[run.baseline]()
+        dense = replace(dense, data=run.data, hidden=run.hidden, seed=run.seed)
+        start(replace(dense, threads=run.threads), folder / "dense")
+    write_json(folder / "config.json", settings.to_json(run))
+
+
+def read_run(folder: Path) -> Run:
+    """The run that a folder holds.
+
+    Raises:
+        RunFolderError: it holds none.
+    """
+    try:
+        return settings.from_json(json.loads((folder / "config.json").read_text()))
+    except FileNotFoundError:
+        raise RunFolderError(f"{folder} is not a run folder: it has no config.json") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{folder / 'config.json'} is damaged: {error}") from None
+
+
+def read_checkpoint(folder: Path, run: Run) -> dict[str, Any] | None:
+    """The checkpoint of a run, or None before its first.
+
+    Raises:
+        RunFolderError: it is damaged, or that of another run.
+    """
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        return None
+    try:
+        saved = torch.load(path, weights_only=True)
+        theirs = settings.from_json(json.loads(saved["run"]))
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = str(error).partition("\n")[0]
+        raise RunFolderError(f"{path} is damaged or no checkpoint: {reason}") from None
+    if theirs != run:
+        raise RunFolderError(f"{path} belongs to another run than config.json beside it")
+    return saved
+
+
+def go_on(folder: Path, progress: Progress) -> Training:
+    """Train the run of a folder to its end, from its last checkpoint, baseline first.
+
+    Returns:
+        The finished training; `checkpoint.pt`, `metrics.jsonl`, `timing.jsonl` and
+        `model.safetensors` are on disk. If it is interrupted or killed at any moment, calling it
+        again leads to the same bits.
+
+    Raises:
+        RunFolderError: the folder cannot go on.
+        FloatingPointError: the loss is not finite.
+    """
+    from safetensors.torch import save
+
+    run = read_run(folder)
+    saved = read_checkpoint(folder, run)
+    if run.baseline is not None:
+        go_on(folder / "dense", progress)
+    training = Training(run)
+    if saved is not None:
+        training.load_state_dict(saved)
+    metrics = read_json_lines(folder / "metrics.jsonl")[: training.epoch]
+    timing = read_json_lines(folder / "timing.jsonl")[: training.epoch]
+    if metrics:
+        progress(run, metrics[-1])
+    while training.epoch < run.epochs:
+        began = time.perf_counter()
+        metrics.append(training.train_epoch())
+        timing.append({"epoch": training.epoch, "seconds": time.perf_counter() - began})
+        # The checkpoint comes last: what it vouches for is on disk, and lines beyond it are cut.
+        write_json_lines(folder / "metrics.jsonl", metrics)
+        write_json_lines(folder / "timing.jsonl", timing)
+        state = training.state_dict()
+        write_atomically(
+            folder / "checkpoint.pt", lambda file, state=state: torch.save(state, file)
+        )
+        progress(run, metrics[-1])
+    weights = save(training.structured_weights())
+    write_atomically(folder / "model.safetensors", lambda file: file.write(weights))
+    return training
