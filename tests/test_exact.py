@@ -334,13 +334,13 @@ def test_proximal_gradient_runs_exactly_as_long_as_its_limits_say():
 
 @pytest.mark.parametrize("weight", ALL_WEIGHTS, ids=named)
 def test_proximal_gradient_never_ends_above_its_start(weight):
-    for seed in range(32, 36):
+    for seed in (32, 33):
         problem, start, _ = random_problem(*weight, seed=seed)
         penalty = problem.penalty
         assert penalty is not None
         solved = dp.ProximalGradient(max_iter=300, rtol=1e-15).solve(problem, start).point
         for begin in (start, torch.zeros_like(start), penalty.prox(start, 1.0), solved):
-            for limit in (1, 2, 20):
+            for limit in (1, 10):
                 end = dp.ProximalGradient(max_iter=limit, rtol=0).solve(problem, begin).point
                 ceiling = problem.objective(begin)
                 rounding = 64 * 2.0**-52 * (ceiling.abs() + 1)

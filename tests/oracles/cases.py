@@ -1,6 +1,6 @@
 """Which penalties the oracles know, on which weights, and a gradient to train them with."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,10 @@ class Case:
     def oracles(self):
         """Return one oracle per weight."""
         return [oracle(self.name, **{**self.arguments, **more}) for _, more in self.weights]
+
+    def on(self, i):
+        """Return the case on its i-th weight alone."""
+        return replace(self, weights=[self.weights[i]])
 
     def __str__(self):
         return self.name

@@ -1,14 +1,14 @@
 """The group penalties in numpy float64: a loop over groups, and one bracketed root for each.
 
-A group under a diagonal metric is one scalar equation; every root is bracketed on a grid where
-there may be several, refined by scipy's `brentq`, and the objectives are compared. The classes
-offer what `penalties.py` lists.
+A group under a diagonal metric is one scalar equation; its roots are bracketed, refined by scipy's
+`brentq`, and where there may be several minimizers the objectives are compared. The classes offer
+what `penalties.py` lists.
 """
 
 import math
 
 import numpy as np
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize_scalar
 
 from .penalties import ROUNDING, Penalty, mcp, soft
 
@@ -202,20 +202,13 @@ class GroupMCP(Grouped):
         if np.linalg.norm(a / d) >= bend * (1 - ROUNDING):
             candidates.append(a / d)
         if threshold > 0:
-            grid = np.concatenate([np.geomspace(1e-14, 1, 40), np.linspace(0, 1, 60)[1:-1]])
-            for _ in range(3):
-                # The squared left side is convex in r: a close pair of roots encloses its least
-                # value, so the grid is refined there.
-                grid = np.unique(grid)
-                sides = np.linalg.norm(a / bottom(bend * grid[:, None]), axis=1)
-                least = int(sides.argmin())
-                low, high = grid[max(least - 1, 0)], grid[min(least + 1, grid.size - 1)]
-                grid = np.concatenate([grid, np.linspace(low, high, 30)])
-            grid = bend * np.unique(grid)
-            signs = np.sign(np.linalg.norm(a / bottom(grid[:, None]), axis=1) - 1.0)
-            for i in np.flatnonzero((signs[:-1] * signs[1:] <= 0) & (signs[:-1] != signs[1:])):
-                r = brentq(excess, grid[i], grid[i + 1], **TIGHT)
-                candidates.append(a * r / bottom(r))
+            # The square of the left side is convex in r: it falls, has a least value, and rises,
+            # so there is at most one root before that value and at most one behind it.
+            least = minimize_scalar(excess, bounds=(0, bend), options={"xatol": 1e-9})
+            for low, high in ((1e-14 * bend, least.x), (least.x, bend)):
+                if excess(low) * excess(high) < 0:
+                    r = brentq(excess, low, high, **TIGHT)
+                    candidates.append(a * r / bottom(r))
 
         def objective(z):
             return 0.5 * (d * z * z).sum() - (a * z).sum() + step * self.one_value(z, lam)

@@ -175,7 +175,7 @@ class Penalty(ABC):
 
     def structure(self, w: Tensor) -> Structure:
         """The manifold w lies on; by default the support of its entries."""
-        return Support(live=w != 0, group_size=1)
+        return Support(live=(w != 0).flatten(), group_size=1)
 
     def residual(self, w: Tensor, g: Tensor) -> Tensor:
         """How far w is from stationarity for gradient g, a 0-dim tensor; 0 iff -g in d psi(w).
