@@ -11,7 +11,6 @@ The theory: arXiv:2112.02612, Theorem 3, and arXiv:2403.14398, Theorem 3.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,11 +25,12 @@ from dualprox.lab.data import batches
 from dualprox.lab.files import write_atomically, write_json
 
 Array = NDArray[np.float64]
-STEPS_PER_RECORD = 45  # an epoch of batches of 40
 BATCH_SIZE = 40
+# Two stages, the second with a tenth of the learning rate, for all alike.
+MILESTONES, GAMMA = (100,), 0.1
 METHODS: dict[str, Callable[[list[dict]], dp.ProximalOptimizer]] = {
-    "RMDA": lambda groups: dp.RMDA(groups, lr=1.0),
-    "RAMDA": lambda groups: dp.RAMDA(groups, lr=0.1),
+    "RMDA": lambda groups: dp.RMDA(groups, lr=0.3),
+    "RAMDA": lambda groups: dp.RAMDA(groups, lr=3e-3),
     "ProxSGD": lambda groups: dp.ProxSGD(groups, lr=0.1),
 }
 
@@ -118,7 +118,9 @@ def optimum(problem: Problem, tol: float = 1e-10, most: int = 20_000) -> Optimum
     raise RuntimeError(f"no optimum to {tol} in {most} iterations")
 
 
-def wrong_groups(method: str, problem: Problem, truth: Optimum, epochs: int, seed: int) -> list[int]:
+def wrong_groups(
+    method: str, problem: Problem, truth: Optimum, epochs: int, seed: int
+) -> list[int]:
     """Groups in which the structured point's support differs from the optimum's, per epoch."""
     x, labels = digits()
     inputs, targets = torch.from_numpy(x).float(), torch.from_numpy(labels)
@@ -126,6 +128,7 @@ def wrong_groups(method: str, problem: Problem, truth: Optimum, epochs: int, see
     torch.nn.init.zeros_(model.weight)
     torch.nn.init.zeros_(model.bias)
     opt = METHODS[method](dp.param_groups(model, problem.penalty))
+    stages = dp.StageSchedule(opt, [m for m in MILESTONES if m < epochs], GAMMA)
     support = torch.from_numpy(truth.support)
     wrong = []
     for epoch in range(epochs):
@@ -136,6 +139,7 @@ def wrong_groups(method: str, problem: Problem, truth: Optimum, epochs: int, see
         found = problem.penalty.structure(opt.structured_point(model.weight))
         assert isinstance(found, dp.Support)
         wrong.append(int((found.live.flatten() != support).sum()))
+        stages.step()
     return wrong
 
 
@@ -207,7 +211,7 @@ def main() -> int:
     """Measure, write, plot."""
     docs = Path(__file__).parents[1] / "docs"
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--epochs", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=300)
     records = measure(parser.parse_args().epochs)
     write_json(docs / "identification.json", {"torch": torch.__version__, "records": records})
     write_atomically(docs / "identification.png", lambda file: file.write(plot(records)))
