@@ -261,7 +261,7 @@ def test_cardinality_keeps_the_best_of_all_subsets():
         assert kept == set(best)
 
 
-@pytest.mark.parametrize("i", range(6))
+@pytest.mark.parametrize("i", range(8))
 def test_newton_raphson_agrees_with_exact(i):
     case = next(case for case in CASES if case.name == "GroupLasso")
     penalty, _, shape = built(case, i)

@@ -70,6 +70,7 @@ class Race:
     def assert_same_iterations(self):
         """Compare the work that proximal gradient reports."""
         for report, other in zip(self.optimizer.solver_report(), self.oracles, strict=True):
+            assert isinstance(other, algorithms.RAMDA | algorithms.ProxAdamW)
             assert report.iterations == other.solved.iterations, f"step {self.t}"
 
     def assert_same_structured_point(self):
@@ -156,8 +157,8 @@ def test_adaptive_methods_with_proximal_gradient_follow_their_papers(method, cas
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("method", ["RAMDA", "ProxAdamW"])
 def test_the_default_solver_is_exact_where_offered_and_the_papers_otherwise(method, case):
-    race = Race(method, case, seed=4, steps=10)
-    for _ in range(10):
+    race = Race(method, case, seed=4, steps=6)
+    for _ in range(6):
         race.step()
         race.assert_same_iterate()
 
@@ -185,7 +186,8 @@ def test_a_stage_schedule_restarts_at_milestones_and_ramps_in_the_last_stage(met
         if finished in milestones:
             for other in race.oracles:
                 restart_oracle(other, gamma, ramp=finished == milestones[-1])
-    assert all(other.weight() == 1.0 for other in race.oracles)
+    for other in race.oracles:
+        assert isinstance(other, algorithms.RMDA | algorithms.RAMDA) and other.weight() == 1.0
     for param in race.params:
         point = race.optimizer.structured_point(param)
         assert_close(param.detach().numpy(), point.numpy(), "end of the ramp")

@@ -7,7 +7,7 @@ import numpy as np
 
 from . import grouped, penalties
 
-LINEAR, CONV, LSTM = (6, 8), (4, 3, 3, 3), (16, 5)
+LINEAR, CONV, GROUPED_CONV1D, LSTM = (6, 8), (4, 3, 3, 3), (8, 4, 2), (16, 5)
 
 
 def oracle(name, **arguments):
@@ -43,7 +43,9 @@ GROUPED_WEIGHTS = [
     (LINEAR, {"axis": 0, "size_weighted": False, "strength": 1.0}),
     (CONV, {"axis": 1}),
     (CONV, {"axis": 1, "conv_groups": 2}),
-    (LSTM, {"axis": 1}),
+    (GROUPED_CONV1D, {"axis": 1, "conv_groups": 2, "block": 2}),
+    (GROUPED_CONV1D, {"axis": 0, "conv_groups": 2, "block": 2}),
+    (LSTM, {"axis": -1}),
     (LSTM, {"axis": 0, "block": 2}),
 ]
 
@@ -51,12 +53,12 @@ CASES = [
     Case("L1", {"strength": 0.3}),
     Case("ElasticNet", {"strength": 0.5, "l1_ratio": 0.7}),
     Case("GroupLasso", {"strength": 0.4}, GROUPED_WEIGHTS),
-    Case("SparseGroupLasso", {"strength": 0.5, "l1_ratio": 0.4}, GROUPED_WEIGHTS),
+    Case("SparseGroupLasso", {"strength": 0.5, "l1_ratio": 0.4}, GROUPED_WEIGHTS[::2]),
     Case("NuclearNorm", {"strength": 1.2}),
     Case("MCP", {"strength": 0.3, "gamma": 3.0}),
     Case("SCAD", {"strength": 0.3, "gamma": 3.7}),
     Case("L0", {"strength": 0.1}),
-    Case("GroupMCP", {"strength": 0.4, "gamma": 3.0}, GROUPED_WEIGHTS),
+    Case("GroupMCP", {"strength": 0.4, "gamma": 3.0}, GROUPED_WEIGHTS[1::2]),
     Case("Box", {"lower": -0.4, "upper": 0.6}),
     Case("NonNegative", {}),
     Case("L2Ball", {"radius": 2.0}),

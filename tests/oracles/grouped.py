@@ -8,7 +8,7 @@ what `penalties.py` lists.
 import math
 
 import numpy as np
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import brentq, fminbound
 
 from .penalties import ROUNDING, Penalty, mcp, soft
 
@@ -204,8 +204,8 @@ class GroupMCP(Grouped):
         if threshold > 0:
             # The square of the left side is convex in r: it falls, has a least value, and rises,
             # so there is at most one root before that value and at most one behind it.
-            least = minimize_scalar(excess, bounds=(0, bend), options={"xatol": 1e-9})
-            for low, high in ((1e-14 * bend, least.x), (least.x, bend)):
+            least = fminbound(excess, 0, bend, xtol=1e-9)
+            for low, high in ((1e-14 * bend, least), (least, bend)):
                 if excess(low) * excess(high) < 0:
                     r = brentq(excess, low, high, **TIGHT)
                     candidates.append(a * r / bottom(r))

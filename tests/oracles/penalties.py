@@ -51,6 +51,14 @@ class Penalty:
 class Separable(Penalty):
     """psi(w) = sum over entries of a scalar function of |w|, minimized by enumeration."""
 
+    def scalar(self, x):
+        """Evaluate the function at x >= 0."""
+        raise NotImplementedError
+
+    def stationary(self, a, d, step):
+        """List (z, low, high): the stationary point z > 0 of the piece between low and high."""
+        raise NotImplementedError
+
     def value(self, w):
         """Sum the scalar function."""
         return float(self.scalar(np.abs(w)).sum())

@@ -188,9 +188,11 @@ class ProximalOptimizer(Optimizer, ABC):
         state = self.state[param]
         if state:
             buffer = state[self._buffers(group)[0]]
-            if buffer.device == param.device and buffer.shape == param.shape:
+            fits = buffer.device == param.device and buffer.shape == param.shape
+            has_moved = bool(state["step"] > 0)
+            if fits and (has_moved or buffer.dtype == state_dtype(param)):
                 return state
-            if state["step"] > 0:
+            if has_moved:
                 raise RuntimeError(
                     f"a parameter of shape {tuple(param.shape)} is on {param.device} but its "
                     f"state, of shape {tuple(buffer.shape)}, on {buffer.device}"
