@@ -51,6 +51,12 @@ def group_root(a, d, threshold):
     return a * r / (d * r + threshold)
 
 
+def shorten(x, threshold):
+    """Return x with its norm reduced by the threshold, stopping at zero."""
+    norm = np.linalg.norm(x)
+    return x * (1 - threshold / norm) if norm > threshold else np.zeros_like(x)
+
+
 class Grouped(Penalty):
     """A penalty that is a sum over groups of slices; subclasses treat one group."""
 
@@ -58,6 +64,18 @@ class Grouped(Penalty):
         self.strength, self.size_weighted = strength, size_weighted
         self.layout = axis, block, conv_groups
         self.cache = {}
+
+    def one_value(self, x, lam):
+        """Evaluate one group with its own strength."""
+        raise NotImplementedError
+
+    def one_prox(self, x, step, lam):
+        """Solve one group under the identity."""
+        raise NotImplementedError
+
+    def one_metric_prox(self, a, d, step, lam):
+        """Solve one group under a metric."""
+        raise NotImplementedError
 
     def groups(self, shape):
         """Return the flat indices of each group."""
@@ -92,6 +110,14 @@ class Grouped(Penalty):
         """Solve per group."""
         return self.per_group(lambda x, e, lam: self.one_metric_prox(x, e, step, lam), a, d)
 
+    def within(self, a, step):
+        """Return the mask of entries whose group is no longer than its threshold."""
+
+        def is_within(x, lam):
+            return np.full(x.shape, np.linalg.norm(x) <= step * lam)
+
+        return self.per_group(is_within, a) == 1
+
     def dead(self, w):
         """Count zero groups and groups."""
         groups = self.groups(w.shape)
@@ -106,9 +132,8 @@ class GroupLasso(Grouped):
         return lam * np.linalg.norm(x)
 
     def one_prox(self, x, step, lam):
-        """Shrink the norm by the threshold, stopping at zero."""
-        norm = np.linalg.norm(x)
-        return x * (1 - step * lam / norm) if norm > step * lam else np.zeros_like(x)
+        """Shorten."""
+        return shorten(x, step * lam)
 
     def one_metric_prox(self, a, d, step, lam):
         """Find the scalar root."""
@@ -116,11 +141,7 @@ class GroupLasso(Grouped):
 
     def screened(self, a, step):
         """A group is zero iff its pull stays within the threshold."""
-
-        def beyond(x, lam):
-            return np.full(x.shape, np.linalg.norm(x) > step * lam)
-
-        return self.per_group(beyond, a) == 0
+        return self.within(a, step)
 
 
 class SparseGroupLasso(Grouped):
@@ -139,8 +160,8 @@ class SparseGroupLasso(Grouped):
         return self.l1 * np.abs(x).sum() + lam * np.linalg.norm(x)
 
     def one_prox(self, x, step, lam):
-        """Soft-threshold, then shrink the group (Simon et al. 2013, eq. 12)."""
-        return GroupLasso.one_prox(self, soft(x, step * self.l1), step, lam)
+        """Soft-threshold, then shorten the group (Simon et al. 2013)."""
+        return shorten(soft(x, step * self.l1), step * lam)
 
     def one_metric_prox(self, a, d, step, lam):
         """A nonzero entry has the sign of its pull, so the l1 part only shifts the pull."""
@@ -149,7 +170,7 @@ class SparseGroupLasso(Grouped):
     def screened(self, a, step):
         """An entry is zero if the l1 part makes it so, or if the rest of its group is within."""
         left = soft(a, step * self.l1)
-        return (left == 0) | GroupLasso.screened(self, left, step)
+        return (left == 0) | self.within(left, step)
 
 
 class GroupMCP(Grouped):

@@ -122,7 +122,7 @@ class ElasticNet(Separable):
 
 
 def mcp(x, strength, gamma):
-    """Evaluate the minimax concave penalty at x >= 0 (Zhang 2010, eq. 2.1)."""
+    """Evaluate the minimax concave penalty at x >= 0 (Zhang 2010)."""
     inside = strength * x - x * x / (2 * gamma)
     return np.where(x <= gamma * strength, inside, gamma * strength**2 / 2)
 
@@ -147,7 +147,7 @@ class MCP(Separable):
 
 
 class SCAD(Separable):
-    """Smoothly clipped absolute deviation per entry (Fan and Li 2001, eq. 2.7)."""
+    """Smoothly clipped absolute deviation per entry (Fan and Li 2001)."""
 
     is_convex = False
 

@@ -91,7 +91,8 @@ class DualAveraging(ProximalOptimizer):
     def structured_point(self, param: Tensor) -> Tensor:
         """The solution of the last subproblem, from the sums and the group's present settings.
 
-        Proximal gradient iterations start from the present iterate.
+        Solvers that iterate start from the present iterate, the step itself from the one before:
+        the two agree to the solver's precision.
         """
         group = self.group_of(param)
         if self._structured_depth or not self._has_moved(param):
