@@ -83,7 +83,7 @@ OPTIMIZERS = (
     Maker(dp.RMDA, 0.1, averages=True),
     Maker(dp.RAMDA, 0.02, averages=True),
     Maker(dp.ProxSGD, 0.1, averages=False),
-    Maker(dp.ProxAdamW, 0.02, averages=False),
+    Maker(dp.ProxAdamW, 0.05, averages=False),
 )
 
 

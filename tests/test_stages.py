@@ -113,7 +113,7 @@ def test_the_structured_point_comes_and_goes_without_a_trace(maker):
 def test_dead_groups_are_dead_at_the_structured_point_but_not_at_the_iterate(maker):
     params, set_gradients = small_problem()
     opt = maker(grouped(params, strength=2.0))
-    run(opt, set_gradients, range(6))
+    run(opt, set_gradients, range(30))
     assert (opt.structured_point(params[0]) == 0).all(dim=0).any()
     assert not (params[0] == 0).any()
 
