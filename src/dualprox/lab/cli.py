@@ -19,7 +19,7 @@ import torch
 import dualprox as dp
 
 from .recipes import RECIPES
-from .settings import Run, from_json, to_json, with_settings
+from .settings import Run, to_json, with_settings
 
 if TYPE_CHECKING:
     from .train import Progress, Training
@@ -125,7 +125,7 @@ def _recipe(name: str) -> Run:
 
 def _train(args: argparse.Namespace) -> int:
     _require_extras()
-    from .train import RunFolderError, start
+    from .train import RunFolderError, check, start
 
     if args.resume is not None:
         if args.recipe or args.settings or args.out or args.seed is not None:
@@ -136,7 +136,7 @@ def _train(args: argparse.Namespace) -> int:
         run = with_settings(run, args.settings)
         if args.seed is not None:
             run = replace(run, seed=args.seed)
-        run = from_json(to_json(run))  # what config.json will hold is what runs
+        check(run)
     except ValueError as error:
         raise UsageError(str(error)) from None
     folder = args.out if args.out is not None else _fresh_folder(run)
@@ -195,7 +195,7 @@ def _progress(run: Run) -> "Iterator[Progress]":
     if not console.is_terminal:
 
         def line(run: Run, row: dict[str, Any]) -> None:
-            if row["epoch"] % max(1, run.epochs // 6) == 0 or row["epoch"] == run.epochs:
+            if row["epoch"] in (1, run.epochs) or row["epoch"] % max(1, run.epochs // 6) == 0:
                 print(
                     f"{run.recipe}  epoch {row['epoch']:>3}/{run.epochs}  {_live(row)}", flush=True
                 )

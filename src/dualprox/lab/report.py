@@ -157,9 +157,10 @@ def plot_pixels(training: Training, dead: list[int]) -> "Figure":
     mean = training.split.x.mean(dim=0).view(height, width)
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.imshow(mean, cmap="Greys")
+    left.imshow(mean.numpy(), cmap="Greys")
     left.set_title("mean digit", fontsize=10)
-    shades = right.imshow(torch.where(norms > 0, norms, torch.nan), cmap="viridis", vmin=0)
+    live = torch.where(norms > 0, norms, torch.nan)
+    shades = right.imshow(live.numpy(), cmap="viridis", vmin=0)
     right.set_title("norm of the weights that read each pixel", fontsize=10)
     figure.colorbar(shades, ax=right, shrink=0.8)
     for axes in (left, right):

@@ -152,12 +152,16 @@ def with_settings(run: Run, assignments: list[str]) -> Run:
         ValueError: no such field (the nearest name is offered), a value of the wrong type, or one
             that breaks a rule of the run.
     """
+    changes: dict[str, Any] = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise ValueError(f"--set takes field=value, got {assignment!r}")
-        run = _replaced(run, path.split("."), text, path)
-    return run
+        name, _, rest = path.partition(".")
+        old = changes.get(name, getattr(run, name, None))
+        changes[name] = _changed(run, name, old, rest, text, path)
+    # All at once, since the rules of a run join its fields.
+    return dataclasses.replace(run, **changes)
 
 
 def field_names(spec: Any, prefix: str = "") -> list[str]:
@@ -170,26 +174,26 @@ def field_names(spec: Any, prefix: str = "") -> list[str]:
     return names
 
 
-def _replaced(spec: Any, names: list[str], text: str, path: str) -> Any:
-    """`spec` with the field at `names` set from `text`."""
-    hints = typing.get_type_hints(type(spec))
-    name, rest = names[0], names[1:]
+def _changed(spec: Any, name: str, value: Any, rest: str, text: str, path: str) -> Any:
+    """The new value of field `name` of `spec`, now `value`: `text`, or itself changed in `rest`."""
     if name not in {each.name for each in dataclasses.fields(spec)} or name == "recipe":
-        prefix = path.removesuffix(".".join(names))
+        prefix = path.removesuffix(f"{name}.{rest}" if rest else name)
         known = [known for known in field_names(spec, prefix) if known != "recipe"]
         nearest = difflib.get_close_matches(path, known, n=1, cutoff=0.4)
         hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
         raise ValueError(f"{path} is not a field of the run; {hint}")
-    value = getattr(spec, name)
     if rest:
         if not dataclasses.is_dataclass(value):
             raise ValueError(f"{path}: {name} has no fields, it is {value!r}")
-        return dataclasses.replace(spec, **{name: _replaced(value, rest, text, path)})
+        inner, _, innermost = rest.partition(".")
+        old = getattr(value, inner, None)
+        new = _changed(value, inner, old, innermost, text, path)
+        return dataclasses.replace(value, **{inner: new})  # pyright: ignore[reportArgumentType]
+    kind = typing.get_type_hints(type(spec))[name]
     try:
-        parsed = _parsed(hints[name], text)
+        return _parsed(kind, text)
     except ValueError:
-        raise ValueError(f"{path} must be {_described(hints[name])}, got {text!r}") from None
-    return dataclasses.replace(spec, **{name: parsed})
+        raise ValueError(f"{path} must be {_described(kind)}, got {text!r}") from None
 
 
 def _parsed(kind: Any, text: str) -> Any:

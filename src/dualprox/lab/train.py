@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import dualprox as dp
 
+from ..checks import require
 from . import data, models, settings
 from .files import read_json_lines, write_atomically, write_json, write_json_lines
 from .recipes import RECIPES
@@ -38,6 +39,13 @@ def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
     named = list(model.named_parameters())
     groups = named if run.penalty is None else dp.param_groups(model, run.penalty)
     return kinds[type(run.optimizer)](groups, **asdict(run.optimizer))
+
+
+def check(run: Run) -> None:
+    """Raise ValueError for what `Run` cannot see by itself: optimizer settings and the baseline."""
+    known = run.baseline is None or run.baseline in RECIPES
+    require(known, "baseline", "the name of a recipe or none", run.baseline)
+    make_optimizer(run, models.mlp(2, (), 2))
 
 
 class Training:

@@ -28,12 +28,14 @@ class DualAveraging(ProximalOptimizer):
         return state
 
     @abstractmethod
-    def accumulate(self, state: dict[str, Tensor], grad: Tensor, scale: float) -> None:
+    def accumulate(
+        self, state: dict[str, Tensor], grad: Tensor, scale: float, group: dict[str, Any]
+    ) -> None:
         """Add `scale` times the new gradient's terms to the sums, in place."""
 
     @abstractmethod
-    def metric(self, state: dict[str, Tensor], group: dict[str, Any]) -> float | Tensor:
-        """D of the subproblem, from the sums."""
+    def metric(self, state: dict[str, Tensor]) -> float | Tensor:
+        """D of the subproblem, from the state alone."""
 
     def update(
         self,
@@ -59,7 +61,7 @@ class DualAveraging(ProximalOptimizer):
         step = state["step"].item()
         scale = lr * math.sqrt(step)  # s_t
         state["penalty_sum"] += scale  # alpha_t
-        self.accumulate(state, grad, scale)
+        self.accumulate(state, grad, scale, group)
         point = self._solve(self._subproblem(state, group), param, group)
         weight = 1 - group["momentum"]  # c
         if group["ramp"]:
@@ -79,7 +81,7 @@ class DualAveraging(ProximalOptimizer):
         return Subproblem(
             linear=state["grad_sum"],
             center=state["anchor"],
-            metric=self.metric(state, group),
+            metric=self.metric(state),
             threshold=state["penalty_sum"].item(),
             penalty=group["penalty"],
         )
@@ -89,7 +91,7 @@ class DualAveraging(ProximalOptimizer):
 
     @torch.no_grad()
     def structured_point(self, param: Tensor) -> Tensor:
-        """The solution of the last subproblem, from the sums and the group's present settings.
+        """The solution of the last subproblem, from its state and the group's penalty.
 
         Solvers that iterate start from the present iterate, the step itself from the one before:
         the two agree to the solver's precision.

@@ -48,6 +48,7 @@ class RAMDA(DualAveraging):
         ['weight']
     """
 
+    counters = (*DualAveraging.counters, "eps")
     buffers = ("anchor", "grad_sum", "grad_sq_sum")
 
     def __init__(
@@ -67,12 +68,16 @@ class RAMDA(DualAveraging):
         require(is_real(eps) and eps > 0, "eps", "a finite number > 0", eps)
         super()._check_group(group)
 
-    def accumulate(self, state: dict[str, Tensor], grad: Tensor, scale: float) -> None:
+    def accumulate(
+        self, state: dict[str, Tensor], grad: Tensor, scale: float, group: dict[str, Any]
+    ) -> None:
         """V += s G, U += s G∘G."""
+        # A milestone lowers the group's eps before the stage that uses it begins.
+        state["eps"].fill_(group["eps"])
         state["grad_sum"].add_(grad, alpha=scale)  # V_t
         wide = grad.to(state["grad_sq_sum"].dtype)  # G∘G of a half-precision G would overflow
         state["grad_sq_sum"].addcmul_(wide, wide, value=scale)  # U_t
 
-    def metric(self, state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
+    def metric(self, state: dict[str, Tensor]) -> Tensor:
         """P_t = cbrt(U_t) + eps."""
-        return state["grad_sq_sum"].pow(1 / 3).add_(group["eps"])
+        return state["grad_sq_sum"].pow(1 / 3).add_(state["eps"].item())

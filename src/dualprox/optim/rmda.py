@@ -54,11 +54,13 @@ class RMDA(DualAveraging):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "ramp": False}, **options)
 
-    def accumulate(self, state: dict[str, Tensor], grad: Tensor, scale: float) -> None:
+    def accumulate(
+        self, state: dict[str, Tensor], grad: Tensor, scale: float, group: dict[str, Any]
+    ) -> None:
         """V += s G."""
+        del group
         state["grad_sum"].add_(grad, alpha=scale)  # V_t
 
-    def metric(self, state: dict[str, Tensor], group: dict[str, Any]) -> float:
+    def metric(self, state: dict[str, Tensor]) -> float:
         """beta_t = sqrt(t)."""
-        del group
         return state["step"].item() ** 0.5

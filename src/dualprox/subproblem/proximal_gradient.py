@@ -44,7 +44,7 @@ class ProximalGradient(Solver):
             require(ok, "tol", "None or a finite number >= 0", self.tol)
 
     def solve(self, problem: Subproblem, start: Tensor) -> Solution:
-        """See `Solver.solve`; never returns a point with a Q above that of `start`."""
+        """See `Solver.solve`; beyond rounding, never returns a Q above that of `start`."""
         penalty = problem.penalty
         assert penalty is not None
         if start.numel() == 0:

@@ -1,0 +1,307 @@
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dualprox.lab import settings
+from dualprox.lab.cli import main
+from dualprox.lab.recipes import RECIPES
+
+SHORT = ["--set", "epochs=3", "milestones=1,2", "hidden=12", "baseline=none"]
+
+
+@pytest.fixture(autouse=True)
+def _same_threads_afterwards():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def spawn(*args, **kwargs):
+    return subprocess.Popen(
+        [sys.executable, "-m", "dualprox", *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_its_json(name):
+    run = RECIPES[name]()
+    assert run.recipe == name and RECIPES[name].__doc__
+    assert settings.from_json(json.loads(json.dumps(settings.to_json(run)))) == run
+    if run.baseline:
+        assert run.baseline in RECIPES
+
+
+def test_set_reaches_every_typed_field():
+    run = settings.with_settings(
+        RECIPES["digits_mlp_ramda"](),
+        [
+            "seed=3",
+            "optimizer.lr=0.5",
+            "penalty.strength=2e-3",
+            "penalty.size_weighted=false",
+            "milestones=4,9",
+            "hidden=16",
+            "baseline=none",
+        ],
+    )
+    assert (run.seed, run.optimizer.lr, run.milestones, run.hidden) == (3, 0.5, (4, 9), (16,))
+    assert run.penalty == replace(
+        RECIPES["digits_mlp_ramda"]().penalty,  # pyright: ignore
+        strength=2e-3,
+        size_weighted=False,
+    )
+    assert run.baseline is None
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("epocs=3", "epocs is not a field of the run; did you mean epochs?"),
+        ("optimizer.learning=1", "optimizer.learning is not a field of the run; did you mean"),
+        ("recipe=x", "recipe is not a field"),
+        ("epochs=many", "epochs must be a whole number, got 'many'"),
+        ("epochs=0", "epochs must be an int >= 1, got 0"),
+        ("epochs=1", "milestones must be increasing ints between 1 and epochs - 1 = 0"),
+        ("optimizer.lr=fast", "optimizer.lr must be a number, got 'fast'"),
+        ("optimizer=sgd", "optimizer must be"),
+        ("penalty.strength=-1", "strength must be a finite number >= 0, got -1.0"),
+        ("penalty.size_weighted=2", "penalty.size_weighted must be true or false, got '2'"),
+        ("optimizer.momentum=1.0", "momentum must be in [0, 1), got 1.0"),
+        ("baseline=digits_mlp", "baseline must be the name of a recipe or none, got 'digits_mlp'"),
+        ("data=mnist", "data must be one of digits"),
+        ("epochs", "--set takes field=value, got 'epochs'"),
+    ],
+)
+def test_bad_settings_cost_one_line_and_leave_nothing(assignment, message, tmp_path, capsys):
+    assert main(["train", "--out", str(tmp_path / "run"), "--set", assignment]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "digits_mlp_rmd"], "did you mean digits_mlp_rmda?"),
+        (["train", "--resume", "nowhere"], "nowhere is not a run folder: it has no config.json"),
+        (["train", "--resume", "x", "--seed", "1"], "--resume takes everything from its folder"),
+        (["train", "--seed", "-1"], "seed must be an int >= 0, got -1"),
+        (["show", "nowhere"], "'nowhere' is neither a run folder nor a recipe"),
+    ],
+)
+def test_other_mistakes_cost_one_line_too(args, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(args) == 2
+    assert message in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_folder_holds_what_it_promises(tmp_path, capsys):
+    folder = tmp_path / "run"
+    args = ["train", "--out", str(folder), "--set", "epochs=3", "milestones=1,2", "hidden=12"]
+    assert main(args) == 0
+    printed = capsys.readouterr().out
+    assert "weighted group sparsity" in printed and "dead input pixels" in printed
+    for name in ("config.json", "metrics.jsonl", "checkpoint.pt", "model.safetensors"):
+        assert (folder / name).stat().st_size and (folder / "dense" / name).stat().st_size
+    for name in ("training.png", "pixels.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {
+        "val_accuracy",
+        "dense_val_accuracy",
+        "weighted_group_sparsity",
+        "group_sparsity",
+        "identified_epoch",
+        "train_seconds",
+    } <= summary.keys()
+    assert not [p for p in folder.rglob("*") if p.name.endswith(".tmp")]
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in metrics] == [1, 2, 3]
+    weights = load_file(folder / "model.safetensors")
+    dead = (weights["fc1.weight"] == 0).all(dim=0).nonzero().flatten().tolist()
+    assert dead and dead == summary["dead_inputs"]["fc1"]
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["epoch"] == 3
+
+    assert main(["train", "--out", str(folder)]) == 2
+    assert "is not empty; continue it with --resume" in capsys.readouterr().err
+    assert main(["train", "--resume", str(folder)]) == 0
+    assert "is finished already" in capsys.readouterr().out
+    assert main(["show", str(folder)]) == 0
+    assert "digits_mlp_ramda" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "checkpoint.pt").write_bytes(b"junk"), "is damaged or no checkpoint"),
+        (
+            lambda f: (f / "checkpoint.pt").write_bytes((f / "checkpoint.pt").read_bytes()[:999]),
+            "is damaged or no checkpoint",
+        ),
+        (lambda f: (f / "config.json").write_text("{"), "is damaged"),
+        (lambda f: (f / "config.json").write_text('{"a": 1}'), "not a run of this version"),
+        (
+            lambda f: (f / "config.json").write_text(
+                (f / "config.json").read_text().replace('"seed": 0', '"seed": 1')
+            ),
+            "belongs to another run",
+        ),
+    ],
+)
+def test_a_damaged_folder_is_refused_and_left_as_it_is(damage, message, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(["train", "--out", str(folder), *SHORT]) == 0
+    (folder / "summary.json").unlink()
+    damage(folder)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert main(["train", "--resume", str(folder)]) == 2
+    assert message in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_place(tmp_path, capsys):
+    args = ["train", "digits_mlp_prox_sgd", "--out", str(tmp_path / "run"), *SHORT]
+    assert main([*args, "optimizer.lr=1e30"]) == 1
+    assert "in epoch 1, step" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
+    options = ["--set", "epochs=8", "milestones=3,5", "hidden=64,32"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    first = spawn("train", "--out", whole, *options)
+    first.communicate()
+    assert first.returncode == 0
+    moments = random.Random(0)
+    process = spawn("train", "--out", killed, *options)
+    kills = 0
+    while True:
+        # The first epoch line says that training has begun; kills before it would hit imports.
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(moments.uniform(0.0, 0.5))
+        if process.poll() is not None or kills == 6:
+            break
+        process.kill()
+        process.communicate()
+        kills += 1
+        process = spawn("train", "--resume", killed)
+    process.communicate()
+    assert process.returncode == 0 and kills >= 2
+    for part in (".", "dense"):
+        for name in ("metrics.jsonl", "model.safetensors"):
+            assert (whole / part / name).read_bytes() == (killed / part / name).read_bytes()
+        ours, theirs = (
+            torch.load(folder / part / "checkpoint.pt", weights_only=True)
+            for folder in (whole, killed)
+        )
+        assert ours["run"] == theirs["run"] and ours["epoch"] == theirs["epoch"]
+        for index, state in ours["optimizer"]["state"].items():
+            for key, value in state.items():
+                assert torch.equal(value, theirs["optimizer"]["state"][index][key])
+        for name, value in ours["model"].items():
+            assert torch.equal(value, theirs["model"][name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_how_to_go_on_and_does(sent, code, tmp_path):
+    folder = tmp_path / "run"
+    args = ["train", "--out", folder, "--set", "epochs=400", "hidden=12", "baseline=none"]
+    process = spawn(*args)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(sent)
+    _, error = process.communicate()
+    assert process.returncode == code
+    assert f"go on with: dualprox train --resume {folder}" in error
+    assert "Traceback" not in error
+    show = spawn("show", folder)
+    assert "unfinished" in show.communicate()[0]
+    again = spawn("train", "--resume", folder)
+    assert again.stdout is not None
+    first = again.stdout.readline()
+    again.kill()
+    again.communicate()
+    assert "epoch" in first
+
+
+@pytest.mark.slow
+def test_the_default_recipe_keeps_its_promise(tmp_path):
+    """At least half of the weights in dead groups, at most 1.5 points below dense."""
+    folder = tmp_path / "run"
+    assert main(["train", "--out", str(folder)]) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["weighted_group_sparsity"] >= 0.5
+    assert summary["dense_val_accuracy"] >= 0.96
+    assert summary["val_accuracy"] >= summary["dense_val_accuracy"] - 0.015
+    assert summary["identified_epoch"] <= summary["epochs"]
+
+
+def test_list_show_doctor_and_help_work(capsys):
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in RECIPES)
+    assert main(["show", "digits_mlp_ramda"]) == 0
+    assert settings.from_json(json.loads(capsys.readouterr().out)) == RECIPES["digits_mlp_ramda"]()
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "kernels" in printed and "self-check    ok" in printed
+    for args in (["--help"], ["train", "--help"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(args)
+        assert stopped.value.code == 0
+        assert "dualprox train" in capsys.readouterr().out
+
+
+def test_without_the_lab_extras_the_core_imports_and_train_says_what_to_install(tmp_path):
+    program = (
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('sklearn', 'matplotlib', 'rich', 'safetensors'):\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "import dualprox\n"
+        "import importlib.util\n"
+        "find = importlib.util.find_spec\n"
+        "def hidden(name, package=None):\n"
+        "    try:\n"
+        "        return find(name, package)\n"
+        "    except ImportError:\n"
+        "        return None\n"
+        "importlib.util.find_spec = hidden\n"
+        "from dualprox.lab.cli import main\n"
+        "assert main(['doctor']) == 0\n"
+        "assert main(['list']) == 0\n"
+        "sys.exit(main(['train']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 2
+    assert 'pip install "dualprox[lab]"' in done.stderr and "Traceback" not in done.stderr
+    assert "missing (extra: lab)" in done.stdout
+
+
+def test_importing_dualprox_costs_little_beside_torch():
+    """The bound of 0.3 s, with the best of three against a busy machine."""
+    program = "import torch, time; t = time.perf_counter(); import dualprox; "
+    program += "print(time.perf_counter() - t)"
+    times = [
+        float(subprocess.check_output([sys.executable, "-c", program], text=True)) for _ in range(3)
+    ]
+    assert min(times) < 0.3
