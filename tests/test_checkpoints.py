@@ -3,7 +3,7 @@ import io
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -170,7 +170,7 @@ def test_distributed_checkpoints_continue_bit_by_bit(maker, flatten, trained, tm
     weights = {name: t.clone() for name, t in model.state_dict().items()}
     saved = get_optimizer_state_dict(model, opt, options=options)
     assert_same([*model.state_dict().values()], [*weights.values()])
-    dcp.save({"model": weights, "opt": saved}, checkpoint_id=tmp_path, no_dist=True)
+    state_dict_saver.save({"model": weights, "opt": saved}, checkpoint_id=tmp_path, no_dist=True)
     train(model, opt, range(trained, 6))
 
     other, twin = network(maker)
@@ -178,7 +178,7 @@ def test_distributed_checkpoints_continue_bit_by_bit(maker, flatten, trained, tm
         "model": other.state_dict(),
         "opt": get_optimizer_state_dict(other, twin, options=options),
     }
-    dcp.load(target, checkpoint_id=tmp_path, no_dist=True)
+    state_dict_loader.load(target, checkpoint_id=tmp_path, no_dist=True)
     other.load_state_dict(target["model"])
     set_optimizer_state_dict(other, twin, target["opt"], options=options)
     train(other, twin, range(trained, 6))

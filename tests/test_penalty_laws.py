@@ -232,7 +232,7 @@ def test_nan_is_not_hidden_by_penalties_of_the_whole_tensor(law):
     w[0, 0] = torch.nan
     try:
         z = law.penalty.prox(w, 0.7)
-    except torch._C._LinAlgError:  # the SVD itself refuses NaN
+    except RuntimeError:  # the SVD itself refuses NaN
         return
     assert z.isnan().any()
 

@@ -100,9 +100,8 @@ def test_stationarity_is_the_distance_with_the_averaged_gradient():
         grads.append([p.grad.numpy().copy() for p in params])  # pyright: ignore
         scales.append(0.1 * step**0.5)
         opt.step()
-    mean = [
-        sum(s * g[i] for s, g in zip(scales, grads, strict=True)) / sum(scales) for i in range(3)
-    ]
+    weights = np.array(scales) / sum(scales)
+    mean = [np.tensordot(weights, np.stack([g[i] for g in grads]), 1) for i in range(3)]
     point = opt.structured_point(params[0]).numpy()
     squares = [np.square(mean[1]).sum(), np.square(mean[2]).sum()]
     threshold = strength * 5**0.5

@@ -235,8 +235,5 @@ def _described(kind: Any) -> str:
         return "one of " + ", ".join(args)
     if origin is tuple:
         return "a comma-separated list of " + _described(args[0])
-    if kind is type(None):
-        return "none"
-    return {int: "a whole number", float: "a number", bool: "true or false"}.get(
-        kind, kind.__name__
-    )
+    names = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}
+    return names[kind] if kind in names else "text"
