@@ -132,3 +132,8 @@ def assert_same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
+
+
+def snapshot(opt: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Copies of all state tensors."""
+    return [t.clone() for state in opt.state.values() for t in state.values()]

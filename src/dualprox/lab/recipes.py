@@ -12,11 +12,10 @@ def digits_mlp_ramda() -> Run:
     """Sparse MLP on handwritten digits: RAMDA with group LASSO."""
     return Run(
         recipe="digits_mlp_ramda",
-        optimizer=RamdaSpec(lr=1e-2),
-        penalty=dp.GroupLasso(2.5e-4),
-        epochs=50,
-        batch_size=64,
-        milestones=(20, 30),
+        optimizer=RamdaSpec(lr=2e-2, momentum=0.5),
+        penalty=dp.GroupLasso(2e-4),
+        epochs=30,
+        milestones=(10, 20),
         baseline="digits_mlp_dense",
     )
 
@@ -64,9 +63,8 @@ def digits_mlp_dense() -> Run:
     return Run(
         recipe="digits_mlp_dense",
         optimizer=AdamwSpec(lr=3e-3),
-        epochs=50,
-        batch_size=64,
-        milestones=(30,),
+        epochs=30,
+        milestones=(20,),
     )
 
 

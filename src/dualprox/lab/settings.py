@@ -89,8 +89,8 @@ class Run:
     penalty: PenaltySpec | None = None
     data: Literal["digits"] = "digits"
     hidden: tuple[int, ...] = (256, 128)
-    epochs: int = 50
-    batch_size: int = 64
+    epochs: int = 30
+    batch_size: int = 32
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     seed: int = 0

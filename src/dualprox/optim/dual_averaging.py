@@ -22,8 +22,9 @@ class DualAveraging(ProximalOptimizer):
     counters = ("step", "penalty_sum", "restart")
     _warned_of_lr = False
 
-    def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        state = super()._new_state(param, group)
+    def new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """Zeros, and a stage that is about to begin."""
+        state = super().new_state(param, group)
         state["restart"].fill_(1)
         return state
 

@@ -1,0 +1,180 @@
+"""Per-parameter state that survives: its dtypes, its place, its checkpoints."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+# Objects a checkpoint keeps as text. On load the optimizer's own stay in force.
+_LIVE_KEYS = ("penalty", "solver", "impl")
+
+
+def state_dtype(param: Tensor) -> torch.dtype:
+    """Sums are kept in float32 or wider, whatever the parameter's dtype."""
+    return torch.promote_types(param.dtype, torch.float32)
+
+
+class StatefulOptimizer(Optimizer):
+    """A torch optimizer with float32-or-wider state that exists from construction on.
+
+    Subclasses name their per-parameter state in `counters` (0-dim float64 tensors on the CPU) and
+    `buffers` (tensors like the parameter, float32 or wider).
+    """
+
+    counters: ClassVar[tuple[str, ...]] = ("step",)
+    buffers: ClassVar[tuple[str, ...]] = ()
+
+    def group_of(self, param: Tensor) -> dict[str, Any]:
+        """The group that holds `param`."""
+        for group in self.param_groups:
+            if any(other is param for other in group["params"]):
+                return group
+        raise KeyError("the parameter does not belong to this optimizer")
+
+    def named_params(self) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+        """Each parameter with its name, or its place as "group.index", and its group."""
+        for number, group in enumerate(self.param_groups):
+            places = [f"{number}.{index}" for index in range(len(group["params"]))]
+            for name, param in zip(group.get("param_names", places), group["params"], strict=True):
+                yield name, param, group
+
+    def _buffers(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """The buffers that parameters of `group` need."""
+        del group
+        return self.buffers
+
+    def new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """Zeros for every counter and buffer of a parameter."""
+        counters = {name: torch.zeros((), dtype=torch.float64) for name in self.counters}
+        dtype = state_dtype(param)
+        buffers = {
+            name: torch.zeros_like(param, dtype=dtype, requires_grad=False)
+            for name in self._buffers(group)
+        }
+        return {**counters, **buffers}
+
+    def ready_state(self, param: Tensor, group: dict[str, Any] | None = None) -> dict[str, Tensor]:
+        """The state of `param`, made now if it has none or was made before the model moved.
+
+        Buffers exist from construction on, so that all ranks of a distributed checkpoint have the
+        same keys; values that depend on the weights are taken at the first step.
+        """
+        group = self.group_of(param) if group is None else group
+        state = self.state[param]
+        if state:
+            buffer = state[self._buffers(group)[0]]
+            fits = buffer.device == param.device and buffer.shape == param.shape
+            has_moved = bool(state["step"] > 0)
+            if fits and (has_moved or buffer.dtype == state_dtype(param)):
+                return state
+            if has_moved:
+                raise RuntimeError(
+                    f"a parameter of shape {tuple(param.shape)} is on {param.device} but its "
+                    f"state, of shape {tuple(buffer.shape)}, on {buffer.device}"
+                )
+        state.clear()
+        state.update(self.new_state(param, group))
+        return state
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as tensors, numbers and text, loadable with ``weights_only=True``.
+
+        The penalty and the solver of a group are written as text.
+        """
+
+        def as_text(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+            del optimizer
+            groups = [
+                {key: repr(v) if key in _LIVE_KEYS else v for key, v in group.items()}
+                for group in saved["param_groups"]
+            ]
+            # Copies of the per-parameter dicts: a saved state must not grow with the live one.
+            state = {key: dict(value) for key, value in saved["state"].items()}
+            return {**saved, "state": state, "param_groups": groups}
+
+        # Ahead of the user's own hooks, which see what will be saved.
+        handle = self.register_state_dict_post_hook(as_text, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned; tensors are copied and keep float32 or wider.
+
+        The optimizer's own penalties and solvers stay. Nothing changes if an error is raised.
+
+        Raises:
+            ValueError: a saved penalty is not the one of this optimizer, or a parameter's state
+                is incomplete or of another shape.
+        """
+        loaded: dict[Tensor, dict[str, Tensor]] = {}
+
+        def take_over(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+            del optimizer
+            groups = self._adopt_groups(saved["param_groups"])
+            loaded.update(self._adopt_state(saved))
+            # Torch would cast the sums to the parameter's dtype, so it gets none.
+            return {**saved, "state": {}, "param_groups": groups}
+
+        def put_back(optimizer: Optimizer) -> None:
+            del optimizer
+            self.state.update(loaded)
+
+        # Behind the user's pre-hooks, ahead of the user's post-hooks.
+        before = self.register_load_state_dict_pre_hook(take_over)
+        after = self.register_load_state_dict_post_hook(put_back, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _adopt_groups(self, saved_groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The saved groups with this optimizer's penalties, which must be the saved ones."""
+        groups = []
+        # Torch itself refuses another number of groups, after this.
+        for number, (saved, group) in enumerate(zip(saved_groups, self.param_groups, strict=False)):
+            ours, theirs = repr(group["penalty"]), saved.get("penalty", repr(group["penalty"]))
+            if theirs != ours:
+                raise ValueError(
+                    f"group {number} was saved with penalty {theirs}, this optimizer has {ours}"
+                )
+            live = {key: group[key] for key in _LIVE_KEYS if key in group}
+            missing = {key: v for key, v in group.items() if key != "params" and key not in saved}
+            groups.append({**missing, **saved, **live})
+        return groups + saved_groups[len(groups) :]
+
+    def _adopt_state(self, saved: dict[str, Any]) -> dict[Tensor, dict[str, Tensor]]:
+        """Copies of the saved state on the parameters' devices, in the dtypes of fresh state."""
+        ids = [i for group in saved["param_groups"] for i in group["params"]]
+        params = [(name, p, group) for name, p, group in self.named_params()]
+        adopted: dict[Tensor, dict[str, Tensor]] = {}
+        if len(ids) != len(params):
+            return adopted  # torch refuses it, after this
+        for index, (name, param, group) in zip(ids, params, strict=True):
+            state = saved["state"].get(index)
+            if not state:
+                continue
+            needed = (*self.counters, *self._buffers(group))
+            missing = [key for key in needed if key not in state]
+            if missing:
+                raise ValueError(
+                    f"the saved state of parameter {name} lacks {', '.join(missing)}: "
+                    f"it is not a state of {type(self).__name__}"
+                )
+            adopted[param] = {}
+            for key in self.counters:
+                counter = torch.as_tensor(state[key])
+                adopted[param][key] = counter.detach().to("cpu", torch.float64, copy=True)
+            for key in self._buffers(group):
+                if state[key].shape != param.shape:
+                    raise ValueError(
+                        f"the saved {key} of parameter {name} has shape "
+                        f"{tuple(state[key].shape)}, the parameter {tuple(param.shape)}"
+                    )
+                dtype = state_dtype(param)
+                adopted[param][key] = state[key].detach().to(param.device, dtype, copy=True)
+        return adopted
