@@ -49,6 +49,7 @@ def summarize(training: Training, folder: Path) -> dict[str, Any]:
             "low_rank_level": last["low_rank_level"],
             "identified_epoch": last["unchanged_since"],
             "stationarity": last["stationarity"],
+            "inputs": training.split.x.shape[1],
             "dead_inputs": dead_inputs(training),
         }
     return summary
@@ -64,6 +65,22 @@ def write_report(training: Training, folder: Path) -> dict[str, Any]:
         _write_png(folder / "pixels.png", plot_pixels(training, summary["dead_inputs"]["fc1"]))
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def spans(indices: list[int]) -> str:
+    """Increasing indices with runs joined, as in "0-2, 5".
+
+    Example:
+        >>> spans([0, 1, 2, 5])
+        '0-2, 5'
+    """
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and runs[-1][1] == index - 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ", ".join(f"{a}-{b}" if a < b else str(a) for a, b in runs) or "none"
 
 
 def rows(summary: dict[str, Any], hidden: tuple[int, ...]) -> list[tuple[str, str]]:
@@ -82,15 +99,10 @@ def rows(summary: dict[str, Any], hidden: tuple[int, ...]) -> list[tuple[str, st
         if summary["low_rank_level"] is not None:
             lines.append(("low-rank level", percent(summary["low_rank_level"])))
         for name, dead in summary["dead_inputs"].items():
-            number = int(name.removeprefix("fc"))
-            if number == 1:
-                listed = ", ".join(map(str, dead)) or "none"
-                lines.append(("dead input pixels", f"{len(dead)} of 64: {listed}"))
-            else:
-                width = hidden[number - 2]
-                lines.append(
-                    (f"dead neurons, hidden layer {number - 1}", f"{len(dead)} of {width}")
-                )
+            layer = int(name.removeprefix("fc")) - 1
+            label = f"dead neurons, hidden layer {layer}" if layer else "dead input pixels"
+            width = hidden[layer - 1] if layer else summary["inputs"]
+            lines.append((label, f"{len(dead)} of {width}: {spans(dead)}"))
         epoch, epochs = summary["identified_epoch"], summary["epochs"]
         lines.append(("structure unchanged since", f"epoch {epoch} of {epochs}"))
     lines.append(("training time", f"{summary['train_seconds']:.1f} s"))
