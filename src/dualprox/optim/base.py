@@ -85,8 +85,6 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         }
         super().__init__(params, {**defaults, **shared})
 
-    # -- groups ------------------------------------------------------------------------------
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch does; refuse bad settings before anything has changed."""
         # A copy: torch writes defaults into the dict, and the caller may use it again.
@@ -136,8 +134,6 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
                 except ValueError as error:
                     raise ValueError(f"{error}{f' (parameter {name})' if name else ''}") from None
 
-    # -- the step ----------------------------------------------------------------------------
-
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take one step and return the closure's loss, if there is one.
@@ -145,12 +141,12 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         Parameters without a gradient and groups with ``lr == 0`` are left exactly as they are,
         their state included. Gradients are read only.
         """
+        if self._structured_depth:
+            raise RuntimeError("step() inside structured() would take the structured point's place")
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._structured_depth:
-            raise RuntimeError("step() inside structured() would take the structured point's place")
         for name, param, _ in self.named_params():
             if param.grad is not None and param.grad.layout != torch.strided:
                 raise RuntimeError(
@@ -202,8 +198,6 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
                 reports.append(SolveReport(name, iterations, value))
         return reports
 
-    # -- the structured point ----------------------------------------------------------------
-
     @abstractmethod
     def structured_point(self, param: Tensor) -> Tensor:
         """The solution of the parameter's last subproblem, recomputed, as a new tensor.
@@ -229,15 +223,15 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
             finally:
                 self._structured_depth -= 1
             return
-        iterates: list[tuple[Tensor, Tensor]] = []
         with torch.no_grad():
             points = [(p, self.structured_point(p)) for _, p, _ in self.named_params()]
-            for param, point in points:
-                iterates.append((param, param.detach().clone()))
-                param.copy_(point)
-        del points
-        self._structured_depth = 1
+            iterates = [(p, p.detach().clone()) for p, _ in points]
         try:
+            with torch.no_grad():
+                for param, point in points:
+                    param.copy_(point)
+            del points
+            self._structured_depth = 1
             yield
         finally:
             self._structured_depth = 0
@@ -256,7 +250,6 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
 
     def restart(self) -> None:
         """Begin a stage. Methods without dual averaging have nothing to restart."""
-        return
 
 
 def solve(problem: Subproblem, start: Tensor, solver: Solver | None) -> Solution:
