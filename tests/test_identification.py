@@ -20,7 +20,7 @@ def test_the_optimum_is_certain_and_nondegenerate(problem):
 @pytest.mark.parametrize("method", ["RMDA", "RAMDA"])
 @pytest.mark.parametrize("problem", bench.PROBLEMS, ids=lambda p: p.name)
 def test_dual_averaging_finds_the_optimums_support_and_stays(problem, method, seed):
-    wrong = bench.wrong_groups(method, problem, bench.optimum(problem), epochs=200, seed=seed)
+    wrong = bench.wrong_groups(method, problem, bench.optimum(problem), epochs=160, seed=seed)
     assert wrong[0] > 0
     assert not any(wrong[120:])
 
@@ -28,7 +28,7 @@ def test_dual_averaging_finds_the_optimums_support_and_stays(problem, method, se
 @pytest.mark.slow
 @pytest.mark.parametrize("problem", bench.PROBLEMS, ids=lambda p: p.name)
 def test_prox_sgd_is_wrong_and_fluctuates(problem):
-    wrong = bench.wrong_groups("ProxSGD", problem, bench.optimum(problem), epochs=200, seed=0)
+    wrong = bench.wrong_groups("ProxSGD", problem, bench.optimum(problem), epochs=160, seed=0)
     late = wrong[120:]
     assert sum(map(bool, late)) > 0.9 * len(late)
     changes = sum(a != b for a, b in pairwise(late))

@@ -6,6 +6,7 @@ what `penalties.py` lists.
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import numpy as np
 from scipy.optimize import brentq, fminbound
@@ -57,7 +58,7 @@ def shorten(x, threshold):
     return x * (1 - threshold / norm) if norm > threshold else np.zeros_like(x)
 
 
-class Grouped(Penalty):
+class Grouped(Penalty, ABC):
     """A penalty that is a sum over groups of slices; subclasses treat one group."""
 
     def __init__(self, strength, axis=1, size_weighted=True, block=1, conv_groups=1):
@@ -65,17 +66,17 @@ class Grouped(Penalty):
         self.layout = axis, block, conv_groups
         self.cache = {}
 
+    @abstractmethod
     def one_value(self, x, lam):
         """Evaluate one group with its own strength."""
-        raise NotImplementedError
 
+    @abstractmethod
     def one_prox(self, x, step, lam):
         """Solve one group under the identity."""
-        raise NotImplementedError
 
+    @abstractmethod
     def one_metric_prox(self, a, d, step, lam):
         """Solve one group under a metric."""
-        raise NotImplementedError
 
     def groups(self, shape):
         """Return the flat indices of each group."""

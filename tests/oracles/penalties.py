@@ -14,6 +14,7 @@ and compare objectives. The group penalties are in `grouped.py`.
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import numpy as np
 
@@ -48,16 +49,16 @@ class Penalty:
         return int((w == 0).sum()), w.size
 
 
-class Separable(Penalty):
+class Separable(Penalty, ABC):
     """psi(w) = sum over entries of a scalar function of |w|, minimized by enumeration."""
 
+    @abstractmethod
     def scalar(self, x):
         """Evaluate the function at x >= 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stationary(self, a, d, step):
         """List (z, low, high): the stationary point z > 0 of the piece between low and high."""
-        raise NotImplementedError
 
     def value(self, w):
         """Sum the scalar function."""
