@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dualprox.lab import settings
+from dualprox.lab import settings, train
 from dualprox.lab.cli import main
 from dualprox.lab.recipes import RECIPES
 
@@ -176,6 +176,32 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_place(tmp_path, capsys
     args = ["train", "digits_mlp_prox_sgd", "--out", str(tmp_path / "run"), *SHORT]
     assert main([*args, "optimizer.lr=1e30"]) == 1
     assert "in epoch 1, step" in capsys.readouterr().err
+
+
+def test_a_run_stopped_between_its_files_ends_with_the_same_bits(tmp_path):
+    """Metrics of an epoch are written before its checkpoint: lines beyond that are cut."""
+    run = settings.with_settings(
+        RECIPES["digits_mlp_ramda"](),
+        ["epochs=4", "milestones=1,2", "hidden=12", "baseline=none"],
+    )
+
+    def stop(run, row):
+        if row["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train.start(run, whole)
+    train.go_on(whole, lambda run, row: None)
+    train.start(run, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train.go_on(stopped, stop)
+    with open(stopped / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 4, "val_accuracy": 0.0}\n')
+    torch.manual_seed(12345)
+    train.go_on(stopped, lambda run, row: None)
+    for name in ("metrics.jsonl", "model.safetensors"):
+        assert (whole / name).read_bytes() == (stopped / name).read_bytes()
+    assert len((whole / "metrics.jsonl").read_text().splitlines()) == 4
 
 
 @pytest.mark.slow

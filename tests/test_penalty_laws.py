@@ -251,6 +251,27 @@ def test_a_penalty_is_its_own_text(law):
     assert pickle.loads(pickle.dumps(law.penalty)) == law.penalty
 
 
+def test_spectral_residuals_are_the_blockwise_distances():
+    """In full singular bases the four blocks of the gradient are independent."""
+    generator = torch.Generator().manual_seed(6)
+    w = (
+        torch.randn(5, 2, generator=generator).double()
+        @ torch.randn(2, 7, generator=generator).double()
+    )
+    g = torch.randn(5, 7, generator=generator).double()
+    u, _, vh = torch.linalg.svd(w, full_matrices=True)
+    blocks = u.mT @ g @ vh.mT
+    strength = 0.7
+    corner = blocks[:2, :2] + strength * torch.eye(2).double()
+    beyond = (torch.linalg.svdvals(blocks[2:, 2:]) - strength).clamp_min(0)
+    sides = blocks[:2, 2:].square().sum() + blocks[2:, :2].square().sum()
+    expected = (corner.square().sum() + sides + beyond.square().sum()).sqrt()
+    assert float(dp.NuclearNorm(strength).residual(w, g)) == pytest.approx(float(expected))
+    tangent = (blocks[:2, :2].square().sum() + sides).sqrt()
+    assert float(dp.RankAtMost(2).residual(w, g)) == pytest.approx(float(tangent))
+    assert float(dp.RankAtMost(3).residual(w, g)) == pytest.approx(float(g.norm()))
+
+
 def test_structure_counts_what_a_loop_counts():
     w = torch.tensor([[1.0, 0, 0, 2], [0, 0, 0, -1], [3, 0, 0, 0], [0, 0, 1, 0]])
     found = dp.GroupLasso(0.1).structure(w)
