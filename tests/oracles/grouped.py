@@ -7,6 +7,7 @@ what `penalties.py` lists.
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq, fminbound
@@ -67,15 +68,15 @@ class Grouped(Penalty, ABC):
         self.cache = {}
 
     @abstractmethod
-    def one_value(self, x, lam):
+    def one_value(self, x, lam) -> Any:
         """Evaluate one group with its own strength."""
 
     @abstractmethod
-    def one_prox(self, x, step, lam):
+    def one_prox(self, x, step, lam) -> Any:
         """Solve one group under the identity."""
 
     @abstractmethod
-    def one_metric_prox(self, a, d, step, lam):
+    def one_metric_prox(self, a, d, step, lam) -> Any:
         """Solve one group under a metric."""
 
     def groups(self, shape):

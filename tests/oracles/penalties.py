@@ -15,6 +15,7 @@ and compare objectives. The group penalties are in `grouped.py`.
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 
@@ -53,11 +54,11 @@ class Separable(Penalty, ABC):
     """psi(w) = sum over entries of a scalar function of |w|, minimized by enumeration."""
 
     @abstractmethod
-    def scalar(self, x):
+    def scalar(self, x) -> Any:
         """Evaluate the function at x >= 0."""
 
     @abstractmethod
-    def stationary(self, a, d, step):
+    def stationary(self, a, d, step) -> Any:
         """List (z, low, high): the stationary point z > 0 of the piece between low and high."""
 
     def value(self, w):
