@@ -247,7 +247,8 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
 def test_an_interrupted_run_says_how_to_go_on_and_does(sent, code, tmp_path):
     folder = tmp_path / "run"
     args = ["train", "--out", folder, "--set", "epochs=400", "hidden=12", "baseline=none"]
-    process = spawn(*args)
+    # A shell's background job ignores SIGINT, and so would its children: undo that.
+    process = spawn(*args, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(sent)
