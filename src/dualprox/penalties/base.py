@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import is_real, require
+from ..geometry import Slices
 
 
 class Structure(ABC):
@@ -141,6 +142,21 @@ class Rank(Structure):
 
 
 @dataclass(frozen=True)
+class SparseGroupForm:
+    """psi(w) = entry_strength * ||w||_1 + group_strength * sum_g ||w_g||_2, for one tensor.
+
+    Args:
+        entry_strength: >= 0.
+        group_strength: >= 0.
+        slices: the groups; None if `group_strength` is 0.
+    """
+
+    entry_strength: float
+    group_strength: float
+    slices: Slices | None
+
+
+@dataclass(frozen=True)
 class Penalty(ABC):
     """A regularizer psi, with its strength inside; a constraint is its indicator function.
 
@@ -195,6 +211,11 @@ class Penalty(ABC):
             positive diagonal D.
         """
         del a, step
+        return None
+
+    def sparse_group_form(self, w: Tensor) -> SparseGroupForm | None:
+        """Psi for a tensor like `w`, if it is of this form: then the fused kernels know it."""
+        del w
         return None
 
     def along(self, axis: int, block: int, conv_groups: int) -> "Penalty":

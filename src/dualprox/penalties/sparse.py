@@ -12,6 +12,7 @@ from .base import (
     DiagonalPenalty,
     Penalty,
     SeparablePenalty,
+    SparseGroupForm,
     Support,
     require_strength,
     soft_threshold,
@@ -58,6 +59,11 @@ class L1(SeparablePenalty):
     def dead_groups(self, a: Tensor, step: float | Tensor) -> Tensor:
         """|a_i| <= step * strength."""
         return a.abs() <= step * self.strength
+
+    def sparse_group_form(self, w: Tensor) -> SparseGroupForm:
+        """Entries alone."""
+        del w
+        return SparseGroupForm(self.strength, 0.0, None)
 
 
 @dataclass(frozen=True)
@@ -224,6 +230,10 @@ class GroupLasso(GroupPenalty):
         dead = self.slices.norm(view) <= step * self.group_strength(a)
         return dead.expand_as(view).reshape(a.shape)
 
+    def sparse_group_form(self, w: Tensor) -> SparseGroupForm:
+        """Groups alone."""
+        return SparseGroupForm(0.0, self.group_strength(w), self.slices)
+
 
 @dataclass(frozen=True)
 class SparseGroupLasso(GroupPenalty):
@@ -288,3 +298,7 @@ class SparseGroupLasso(GroupPenalty):
         """Entries that are soft-thresholded to zero, or whose whole group is."""
         softened = soft_threshold(a, step * self._entries)
         return (softened == 0) | self._groups.dead_groups(softened, step)
+
+    def sparse_group_form(self, w: Tensor) -> SparseGroupForm:
+        """Both."""
+        return SparseGroupForm(self._entries, self._groups.group_strength(w), self.slices)
