@@ -4,7 +4,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
@@ -12,8 +12,10 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from ..checks import is_real, require
+from ..kernels import native
 from ..penalties import DiagonalPenalty, Penalty
 from ..subproblem import Exact, ProximalGradient, Solution, Solver, Subproblem
+from .fused import IMPLEMENTATIONS, Plan, make_plan
 from .state import StatefulOptimizer
 
 
@@ -22,7 +24,9 @@ class Options(TypedDict, total=False):
 
     Args:
         maximize: ascend along the gradient instead of descending; default False.
-        impl: which implementation of the step to use, "auto" or "eager"; default "auto".
+        impl: which implementation of the step to use; default "auto". "eager" is torch and the
+            definition of the others; "native" the compiled kernels, on the CPU; "auto" a compiled
+            kernel wherever there is one, torch elsewhere. "native" raises for what it cannot do.
         foreach: only None or False; `impl` chooses the implementation.
         fused: only None or False; `impl` chooses the implementation.
         capturable: only False.
@@ -60,13 +64,16 @@ class SolveReport:
 class ProximalOptimizer(StatefulOptimizer, ABC):
     """A torch optimizer whose step ends with a subproblem that contains a penalty.
 
-    Subclasses name their state (see `StatefulOptimizer`) and write `update`.
+    Subclasses name their state (see `StatefulOptimizer`) and write `update`. `kernel` names the
+    fused step that does the same as a class's `update`; its subclasses do not inherit it.
     """
 
+    kernel: ClassVar[str | None] = None
     # Class attributes, so that they exist after unpickling too.
     _structured_depth = 0
     _certify = False
     _solves: dict[Tensor, tuple[int, Tensor | None]] | None = None
+    _plans: dict[int, Plan] | None = None
 
     def __init__(
         self, params: ParamsT, defaults: dict[str, Any], **options: Unpack[Options]
@@ -110,7 +117,11 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
             momentum = group["momentum"]
             require(is_real(momentum) and 0 <= momentum < 1, "momentum", "in [0, 1)", momentum)
         require(isinstance(group["maximize"], bool), "maximize", "a bool", group["maximize"])
-        require(group["impl"] in ("auto", "eager"), "impl", "'auto' or 'eager'", group["impl"])
+        require(
+            group["impl"] in IMPLEMENTATIONS, "impl", f"one of {IMPLEMENTATIONS}", group["impl"]
+        )
+        if group["impl"] == "native" and native.why_unavailable() is not None:
+            raise ValueError(f"impl='native': the native kernels are {native.why_unavailable()}")
         decay = group.get("weight_decay", 0)
         if decay and "weight_decay" not in self.defaults:
             raise ValueError(
@@ -147,21 +158,61 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for name, param, _ in self.named_params():
-            if param.grad is not None and param.grad.layout != torch.strided:
+        work = []
+        for number, group in enumerate(self.param_groups):
+            lr = float(group["lr"])
+            moving = [param for param in group["params"] if param.grad is not None]
+            self._require_dense(group, moving)
+            if lr > 0 and moving:
+                work.append((group, lr, self._plan(number, group, moving)))
+        for group, lr, plan in work:
+            self._begin_step(group, plan.params, lr)
+            if plan.kernel is not None:
+                plan.kernel.step(group, lr)
+                if group["penalty"] is not None:
+                    counts = plan.kernel.iterations()
+                    for param, count in zip(plan.fused, counts, strict=True):
+                        self._note_solve(param, count, None)
+            for param in plan.eager:
+                assert param.grad is not None
+                grad = -param.grad if group["maximize"] else param.grad
+                self.update(param, grad, self.ready_state(param, group), group, lr)
+        return loss
+
+    def _require_dense(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for param in params:
+            assert param.grad is not None
+            if param.grad.layout != torch.strided:
+                name = next(name for name, other, _ in self.named_params() if other is param)
                 raise RuntimeError(
                     f"{type(self).__name__} needs dense gradients, parameter {name} has "
                     f"{param.grad.layout}"
                 )
-        for group in self.param_groups:
-            lr = float(group["lr"])
-            if lr == 0:
-                continue
-            for param in group["params"]:
-                if param.grad is not None:
-                    grad = -param.grad if group["maximize"] else param.grad
-                    self.update(param, grad, self.ready_state(param, group), group, lr)
-        return loss
+
+    def _plan(self, number: int, group: dict[str, Any], params: list[Tensor]) -> Plan:
+        """Who steps which parameter; made anew when the group or its tensors have changed."""
+        if self._plans is None:
+            self._plans = {}
+        known = self._plans.get(number)
+        key = (group["impl"], group["penalty"], group.get("solver"), group.get("amsgrad"))
+        if known is not None and known.key == key and known.still_holds(params, self.state):
+            return known
+        states = [self.ready_state(param, group) for param in params]
+        method = type(self).__dict__.get("kernel")
+        names = {id(param): name for name, param, _ in self.named_params()}
+        self._plans[number] = make_plan(
+            method,
+            params,
+            states,
+            [names[id(param)] for param in params],
+            group,
+            self._certify,
+            key,
+        )
+        return self._plans[number]
+
+    def _begin_step(self, group: dict[str, Any], params: list[Tensor], lr: float) -> None:
+        """Called before the parameters of a group move."""
 
     @abstractmethod
     def update(
@@ -180,10 +231,13 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         certificate = solution.certificate
         if certificate is None and self._certify:
             certificate = problem.certificate(solution.point)
+        self._note_solve(param, solution.iterations, certificate)
+        return solution.point
+
+    def _note_solve(self, param: Tensor, iterations: int, certificate: Tensor | None) -> None:
         if self._solves is None:
             self._solves = {}
-        self._solves[param] = (solution.iterations, certificate)
-        return solution.point
+        self._solves[param] = (iterations, certificate)
 
     def solver_report(self) -> list[SolveReport]:
         """For each penalized parameter that has taken a step, how its subproblem was solved.

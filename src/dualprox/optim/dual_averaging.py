@@ -49,15 +49,6 @@ class DualAveraging(ProximalOptimizer):
         """One step: V += s G, Ŵ = argmin Q_t, W <- (1 - c) W + c Ŵ."""
         if state["restart"]:
             self._begin_stage(param, state)
-            group["stage_lr"] = lr
-        elif lr != group.get("stage_lr", lr) and not self._warned_of_lr:
-            self._warned_of_lr = True
-            warnings.warn(
-                f"lr went from {group['stage_lr']:g} to {lr:g} without a restart: the gradients "
-                "summed at the old lr now outweigh the new ones. Use dualprox.StageSchedule, or "
-                "call restart() when lr changes.",
-                stacklevel=5,
-            )
         state["step"] += 1
         step = state["step"].item()
         scale = lr * math.sqrt(step)  # s_t
@@ -71,6 +62,21 @@ class DualAveraging(ProximalOptimizer):
             param.lerp_(point, weight)
         else:
             param.copy_(param.to(point.dtype).lerp_(point, weight))
+
+    def _begin_step(self, group: dict[str, Any], params: list[Tensor], lr: float) -> None:
+        """Remember the lr of the stage; warn when it changes within one."""
+        if lr == group.get("stage_lr"):
+            return
+        if "stage_lr" not in group or all(self.ready_state(p, group)["restart"] for p in params):
+            group["stage_lr"] = lr
+        elif not self._warned_of_lr:
+            self._warned_of_lr = True
+            warnings.warn(
+                f"lr went from {group['stage_lr']:g} to {lr:g} without a restart: the gradients "
+                "summed at the old lr now outweigh the new ones. Use dualprox.StageSchedule, or "
+                "call restart() when lr changes.",
+                stacklevel=5,
+            )
 
     def _begin_stage(self, param: Tensor, state: dict[str, Tensor]) -> None:
         """Take the iterate for the anchor and forget the sums."""

@@ -50,6 +50,7 @@ class ProxSGD(MomentumMethod):
         tensor([0.9000, 0.0000])
     """
 
+    kernel = "prox_sgd"
     buffers = ("momentum_buffer",)
 
     def __init__(
@@ -118,6 +119,7 @@ class ProxAdamW(MomentumMethod):
         True
     """
 
+    kernel = "prox_adamw"
     buffers = ("exp_avg", "exp_avg_sq")
 
     def __init__(

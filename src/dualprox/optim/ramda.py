@@ -48,6 +48,7 @@ class RAMDA(DualAveraging):
         ['weight']
     """
 
+    kernel = "ramda"
     counters = (*DualAveraging.counters, "eps")
     buffers = ("anchor", "grad_sum", "grad_sq_sum")
 

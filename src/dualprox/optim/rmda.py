@@ -43,6 +43,7 @@ class RMDA(DualAveraging):
         tensor([[0.0000, 0.5000, 0.5000], [0.0000, 0.5000, 0.5000]])
     """
 
+    kernel = "rmda"
     buffers = ("anchor", "grad_sum")
 
     def __init__(

@@ -175,6 +175,7 @@ class StatefulOptimizer(Optimizer):
                         f"the saved {key} of parameter {name} has shape "
                         f"{tuple(state[key].shape)}, the parameter {tuple(param.shape)}"
                     )
-                dtype = state_dtype(param)
-                adopted[param][key] = state[key].detach().to(param.device, dtype, copy=True)
+                # In memory like the parameter, whatever the layout of the saved one.
+                fresh = torch.empty_like(param, dtype=state_dtype(param), requires_grad=False)
+                adopted[param][key] = fresh.copy_(state[key].detach())
         return adopted

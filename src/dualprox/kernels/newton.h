@@ -1,0 +1,128 @@
+// The norm of each group of a tile: the root r of sum_i (a_i / (d_i r + t))^2 = 1.
+//
+// h(r) = total(r)^(-1/2) is concave and increasing, so Newton's method climbs to h = 1 from the
+// left and lands there from the right. Near the root a step that uses the curvature too (Halley's)
+// trebles the correct digits.
+
+#pragma once
+
+#include <vector>
+
+#include "passes.h"
+
+namespace dualprox {
+
+constexpr int kMostSweeps = 60;
+// Steps relative to r after which the next would be lost in float32: eps^(1/2), eps^(1/3).
+constexpr double kSmallNewton = 3.4526698e-4, kSmallHalley = 4.9215666e-3;
+
+struct Newton {
+  i64 sums;                     // of each column: kSums, or one
+  std::vector<double> columns;  // their sums over all rows
+  std::vector<double> r, lower;
+  std::vector<float> r_columns, t_columns;
+  i64 sweeps;
+
+  void reset(const Tile& tile, i64 sums_of_column) {
+    sums = sums_of_column;
+    sweeps = 0;
+    columns.assign(sums * tile.width, 0);
+    r.resize(tile.groups());
+    lower.resize(tile.groups());
+    r_columns.resize(tile.width);
+    t_columns.resize(tile.width);
+  }
+
+  // Adds the sums of some rows, and zeroes them.
+  void add(float* __restrict from) {
+    double* __restrict to = columns.data();
+    for (size_t j = 0; j < columns.size(); ++j) {
+      to[j] += from[j];
+      from[j] = 0;
+    }
+  }
+
+  // The sums of groups from those of their columns, in place.
+  void fold(const Tile& tile) {
+    if (tile.inner == 1) return;
+    for (i64 sum = 0; sum < sums; ++sum) {
+      double *from = columns.data() + sum * tile.width, *to = from;
+      for (i64 g = 0; g < tile.groups(); ++g) {
+        double all = 0;
+        for (const double* end = from + tile.inner; from < end; ++from) all += *from;
+        *to++ = all;
+      }
+    }
+  }
+
+  void clear() { std::fill(columns.begin(), columns.end(), 0); }
+
+  // The scale of each group, for a metric that is a number.
+  void scale(const Tile& tile, double t) {
+    fold(tile);
+    for (i64 g = 0; g < tile.groups(); ++g) {
+      const double norm = std::sqrt(columns[g]);
+      // "<=", not the negated ">": a NaN norm is not taken for a dead group.
+      r[g] = norm <= t ? 0 : 1 - t / norm;
+    }
+    clear();
+  }
+
+  // Decides which groups are dead, and where Newton's method starts. True if it is needed.
+  //
+  // h ||a|| is the mean of order -2 of the d_i r + t with weights a_i^2: at most their arithmetic
+  // mean, hence the lower bound, and near it less 3/2 variance / mean, hence the guess.
+  bool start(const Tile& tile, double t) {
+    fold(tile);
+    const double *squares = columns.data(), *slopes = squares + tile.width;
+    const double* bends = slopes + tile.width;
+    i64 alive = 0;
+    for (i64 g = 0; g < tile.groups(); ++g) {
+      const double norm = std::sqrt(squares[g]), mean = slopes[g] / squares[g];
+      const double variance = std::max(bends[g] / squares[g] - mean * mean, 0.0);
+      const double low = (norm - t) / mean, bend = 1.5 * variance * low / norm;
+      const double slope = std::max(mean - bend * (2 - mean * low / norm), mean / 3);
+      const double guess = low + std::min(bend * low / slope, low);
+      r[g] = norm > t ? guess : norm <= t ? 0 : norm;  // NaN stays NaN
+      lower[g] = norm > t ? low : -1;
+      alive += norm > t;
+    }
+    clear();
+    return alive > 0;
+  }
+
+  // Moves every r by the sums of a sweep. True if another is needed.
+  bool advance(const Tile& tile) {
+    fold(tile);
+    const double *totals = columns.data(), *rises = totals + tile.width;
+    const double* bends = rises + tile.width;
+    const bool near = sweeps < 6;
+    i64 moving = 0;
+    for (i64 g = 0; g < tile.groups(); ++g) {
+      const double root = std::sqrt(totals[g]), newton = (root - 1) * totals[g] / rises[g];
+      const double curvature = bends[g] * totals[g] / (rises[g] * rises[g]) - 1;
+      const double halley = 1.5 * (root - 1) * curvature;
+      const bool curved = near && halley < 0.5;  // far off, only Newton's step is safe
+      const double step = curved ? newton / (1 - halley) : newton;
+      const double ahead = std::max(r[g] + step, lower[g]);
+      const double moved = std::fabs(ahead - r[g]), small = curved ? kSmallHalley : kSmallNewton;
+      moving += lower[g] >= 0 && moved > small * r[g];
+      r[g] = lower[g] >= 0 ? ahead : r[g];
+    }
+    clear();
+    return ++sweeps < kMostSweeps && moving > 0;
+  }
+
+  void to_columns(const Tile& tile, float t) {
+    for (i64 g = 0, j = 0; g < tile.groups(); ++g) {
+      const float norm = float(r[g]);
+      for (i64 end = j + tile.inner; j < end; ++j) {
+        r_columns[j] = norm;
+        // A dead group's d r + t may be 0, and 0 / 0 must not arise.
+        t_columns[j] = norm == 0 ? 1 : t;
+      }
+    }
+  }
+};
+
+}  // namespace dualprox
