@@ -20,21 +20,12 @@ import dualprox as dp
 
 from .recipes import RECIPES
 from .settings import Run, to_json, with_settings
+from .usage import EXTRAS, UsageError, require_extras
 
 if TYPE_CHECKING:
     from .train import Progress, Training
 
-_EXTRAS = {
-    "sklearn": "scikit-learn",
-    "matplotlib": "matplotlib",
-    "rich": "rich",
-    "safetensors": "safetensors",
-}
 _DEFAULT = "digits_mlp_ramda"
-
-
-class UsageError(Exception):
-    """A mistake of the caller: one line on stderr, exit code 2."""
 
 
 class Terminated(BaseException):
@@ -107,12 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _require_extras() -> None:
-    missing = [name for module, name in _EXTRAS.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise UsageError(f'{", ".join(missing)} missing: pip install "dualprox[lab]"')
-
-
 def _recipe(name: str) -> Run:
     if name not in RECIPES:
         import difflib
@@ -124,7 +109,7 @@ def _recipe(name: str) -> Run:
 
 
 def _train(args: argparse.Namespace) -> int:
-    _require_extras()
+    require_extras()
     from .train import RunFolderError, check, start
 
     if args.resume is not None:
@@ -272,7 +257,7 @@ def _show(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.what!r} is neither a run folder nor a recipe") from None
     print(json.dumps(to_json(run), indent=2))
     if (folder / "summary.json").exists():
-        _require_extras()
+        require_extras()
         _print_summary(folder, run)
         return 0
     metrics = read_json_lines(folder / "metrics.jsonl")
@@ -293,7 +278,7 @@ def _doctor(args: argparse.Namespace) -> int:
         ("torch", torch.__version__),
         ("numpy", importlib.metadata.version("numpy")),
     ]
-    for module, name in _EXTRAS.items():
+    for module, name in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
         version = importlib.metadata.version(name) if there else "missing (extra: lab)"
         lines.append((name, version))

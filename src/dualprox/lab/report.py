@@ -1,13 +1,12 @@
 """What a finished run is told as: summary.json, a table and plots."""
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from .files import read_json_lines, write_atomically, write_json
+from .files import read_json_lines, write_json, write_png
 from .train import Training
 
 if TYPE_CHECKING:
@@ -61,8 +60,8 @@ def write_report(training: Training, folder: Path) -> dict[str, Any]:
     dense = read_json_lines(folder / "dense" / "metrics.jsonl")
     summary = summarize(training, folder)
     if training.run.penalty is not None:
-        _write_png(folder / "training.png", plot_training(training, metrics, dense))
-        _write_png(folder / "pixels.png", plot_pixels(training, summary["dead_inputs"]["fc1"]))
+        write_png(folder / "training.png", plot_training(training, metrics, dense))
+        write_png(folder / "pixels.png", plot_pixels(training, summary["dead_inputs"]["fc1"]))
     write_json(folder / "summary.json", summary)
     return summary
 
@@ -186,12 +185,3 @@ def plot_pixels(training: Training, dead: list[int]) -> "Figure":
         fontsize=11,
     )
     return figure
-
-
-def _write_png(path: Path, figure: "Figure") -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=120)
-    write_atomically(path, lambda file: file.write(buffer.getvalue()))
