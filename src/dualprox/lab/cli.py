@@ -18,6 +18,7 @@ import torch
 
 import dualprox as dp
 
+from .bench.command import add_bench
 from .recipes import RECIPES
 from .settings import Run, to_json, with_settings
 from .usage import EXTRAS, UsageError, require_extras
@@ -92,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     show.add_argument("what", metavar="RUN", help="a run folder, or the name of a recipe")
     show.set_defaults(run=_show)
+
+    add_bench(commands)
 
     doctor = commands.add_parser("doctor", help="versions, devices, kernels and a self-check")
     doctor.set_defaults(run=_doctor)

@@ -1,0 +1,1 @@
+"""`dualprox bench`: one module per question, and what they share."""

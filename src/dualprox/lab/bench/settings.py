@@ -1,0 +1,56 @@
+"""What every benchmark is told, and how it says where it is."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from .timing import Budget
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run a benchmark.
+
+    Args:
+        device: where the tensors live.
+        budget: how long to time each contender.
+        models: the workloads, shapes or problems to look at, by name.
+        quick: tiny shapes, to see that everything runs; the times mean nothing.
+    """
+
+    device: torch.device
+    budget: Budget
+    models: tuple[str, ...]
+    quick: bool = False
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[str], object]]:
+        """Say on stderr what is going on: one changing line on a terminal, else one for each part.
+
+        The line is drawn between samples by the thread that takes them: one that drew by itself
+        would be timed too.
+        """
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            print(what, file=sys.stderr, flush=True)
+            yield lambda detail: None
+            return
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
+            task = bar.add_task(what, total=None)
+            drawn = 0.0
+
+            def tell(detail: str) -> None:
+                nonlocal drawn
+                if time.monotonic() > drawn + 0.2:
+                    bar.update(task, description=f"{what}: {detail}", refresh=True)
+                    drawn = time.monotonic()
+
+            yield tell
