@@ -152,6 +152,7 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError(f"--commit goes with --save, got {args.commit!r} alone")
     if args.save is not None:
         results.require_storable(args.quick, args.commit)
+        _folder(args.save)  # raises now, not after the work
     require_extras()
     base = _QUICK if args.quick else Budget()
     least = base.least if repeats is None else repeats

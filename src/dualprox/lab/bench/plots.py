@@ -1,5 +1,6 @@
 """A result as one picture."""
 
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,15 @@ _COLOURS = {
     "MADGRAD": "#E69F00",
     "AdamW": "#666666",
 }
-_CYCLE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#666666")
+_CYCLE: tuple[str, ...] = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#666666")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def plot(result: dict[str, Any]) -> "Figure":
     """The picture of any result."""
     figure = _PLOTS[result["question"]](result)
-    figure.text(0.005, -0.01, origin(result), fontsize=7, color="#666666", va="top")
+    wide = int(16 * figure.get_figwidth())
+    figure.supxlabel(textwrap.fill(origin(result), wide), fontsize=7, color="#666666")
     return figure
 
 
@@ -50,23 +52,35 @@ def _panels(
 
 
 def _bars(
-    axes: "Axes", names: list[str], values: list[float], colours: list[str], labels: list[str]
+    axes: "Axes",
+    names: list[str],
+    values: list[float],
+    colours: list[str],
+    labels: list[str],
+    ends: list[float],
+    start: float = 0.0,
 ) -> None:
-    """Horizontal bars from the top down with a label at the end of each."""
+    """Horizontal bars from `start`, from the top down, with labels beyond their `ends`."""
     places = list(range(len(names)))
-    axes.barh(places, values, color=colours, height=0.7)
+    axes.barh(places, [value - start for value in values], left=start, color=colours, height=0.7)
     axes.set_yticks(places, names, fontsize=8)
     axes.invert_yaxis()
     axes.grid(False, axis="y")
-    for place, value, label in zip(places, values, labels, strict=True):
+    for place, end, label in zip(places, ends, labels, strict=True):
         axes.annotate(
             label,
-            (value, place),
-            xytext=(3, 0),
+            (max(end, start), place),
+            xytext=(4, 0),
             textcoords="offset points",
             va="center",
             fontsize=7.5,
         )
+
+
+def _whiskers(axes: "Axes", rows: list[dict[str, Any]], scale: float) -> None:
+    """The quartiles of each row's time, in units of `scale` seconds."""
+    for place, row in enumerate(rows):
+        axes.plot([row["q1"] / scale, row["q3"] / scale], [place] * 2, color="black", linewidth=1)
 
 
 def _step(result: dict[str, Any]) -> "Figure":
@@ -77,9 +91,11 @@ def _step(result: dict[str, Any]) -> "Figure":
         ratios = [row["ratio"] for row in rows]
         labels = [f"{_short(row['ratio'])}× ({seconds(row['median'])})" for row in rows]
         colours = [_COLOURS[row["method"]] for row in rows]
-        _bars(axes, [row["contender"] for row in rows], ratios, colours, labels)
         axes.set_xscale("log")
-        axes.set_xlim(min(ratios) / 2, max(ratios) * 8)
+        ends = [max(row["q3"], row["median"]) / rows[0]["median"] for row in rows]
+        _bars(axes, [row["contender"] for row in rows], ratios, colours, labels, ends, start=1.0)
+        _whiskers(axes, rows, rows[0]["median"])
+        axes.set_xlim(min(ratios) / 2, max(ratios) * 12)
         axes.axvline(1.0, color="#444444", linewidth=1, linestyle="--")
         axes.set_title(f"{rows[0]['title']}, {rows[0]['parameters']:,} parameters", fontsize=10)
         axes.set_xlabel(f"time of a step / {BASELINE}", fontsize=8)
@@ -112,23 +128,24 @@ def _subproblem(result: dict[str, Any]) -> "Figure":
         axes.set_title(f"{name}, max D / min D = {rows[0]['condition']:.0e}", fontsize=9)
         axes.set_xlabel("time (ms)")
     grid[0].set_ylabel("certificate reached\n(relative to the start's)")
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    figure.suptitle("Group LASSO under RAMDA's metric: accuracy against time", fontsize=12)
+    grid[0].legend(loc="lower left", bbox_to_anchor=(0.15, 0.2), frameon=False, fontsize=7.5)
+    figure.suptitle("Solvers of RAMDA's subproblem: accuracy against time", fontsize=12)
     return figure
 
 
 def _nuclear(result: dict[str, Any]) -> "Figure":
-    names = list(dict.fromkeys(row["workload"] for row in result["rows"]))
-    figure, grid = _panels(len(names), width=4.6, height=2.6, columns=3)
-    for axes, name in zip(grid, names, strict=True):
-        rows = [row for row in result["rows"] if row["workload"] == name]
+    shapes = list(dict.fromkeys(row["workload"] for row in result["rows"]))
+    figure, grid = _panels(len(shapes), width=4.6, height=2.6, columns=3)
+    for axes, shape in zip(grid, shapes, strict=True):
+        rows = [row for row in result["rows"] if row["workload"] == shape]
         values = [1e3 * row["median"] for row in rows]
         labels = [f"{seconds(row['median'])}, error {row['relative_error']:.0e}" for row in rows]
-        _bars(axes, [row["contender"] for row in rows], values, list(_CYCLE[: len(rows)]), labels)
-        axes.set_xscale("log")
-        axes.set_xlim(min(values) / 2, max(values) * 12)
-        axes.set_title(f"{name}, rank {rows[0]['above_threshold']}", fontsize=10)
+        # From zero, on a linear axis: the lengths are the times.
+        names, colours = [row["contender"] for row in rows], list(_CYCLE[: len(rows)])
+        _bars(axes, names, values, colours, labels, [1e3 * row["q3"] for row in rows])
+        _whiskers(axes, rows, 1e-3)
+        axes.set_xlim(0, max(values) * 1.7)
+        axes.set_title(f"{shape}, rank {rows[0]['above_threshold']}", fontsize=10)
         axes.set_xlabel("time (ms)", fontsize=8)
     figure.suptitle("The prox of the nuclear norm", fontsize=12)
     return figure
@@ -146,7 +163,8 @@ def _memory(result: dict[str, Any]) -> "Figure":
         places = list(range(len(shown)))
         colours = [_COLOURS[row["method"]] for row in shown]
         both = [s + p for s, p in zip(state, peak, strict=True)]
-        _bars(axes, [row["contender"] for row in shown], both, ["#BBBBBB"] * len(shown), labels)
+        who = [row["contender"] for row in shown]
+        _bars(axes, who, both, ["#BBBBBB"] * len(shown), labels, both)
         axes.barh(places, state, color=colours, height=0.7)
         axes.set_xlim(0, max(both) * 1.3)
         axes.set_title(f"{shown[0]['title']}", fontsize=10)

@@ -113,9 +113,9 @@ def require_storable(quick: bool, given_commit: str | None) -> None:
             "--save needs the commit that is timed and finds no git checkout; give --commit HASH"
         )
     if changed:
-        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        more = f" and {len(changed) - 1} more differ" if len(changed) > 1 else " differs"
         raise UsageError(
-            f"--save needs a clean git tree, {changed[0]}{more} differs from the commit; "
+            f"--save needs a clean git tree, {changed[0]}{more} from the commit; "
             "commit first, or look at the result without --save"
         )
 
