@@ -111,7 +111,7 @@ def test_contenders_take_turns_and_the_baseline_runs_in_every_round():
     assert found["slow"].samples == 3 and found["slow"].median == 8.0
     assert found["fast"].samples == 8 and found["base"].samples == 8
     rounds = calls[calls.index("slow") + 1 :]
-    assert [set(rounds[k : k + 3]) for k in (0, 3, 6)] == [{"base", "fast", "slow"}] * 3
+    assert [set(rounds[k : k + 3]) for k in (0, 3)] == [{"base", "fast", "slow"}] * 2
 
 
 def test_threads_are_set_and_put_back():
@@ -157,8 +157,8 @@ def test_step_reports_every_contender_with_ratio_and_quality(capsys):
             assert row["quality"]["support_errors"] == 0
             assert row["quality"]["objective_gap"] < 1e-6
             assert row["quality"]["certificate"] < 1e-4
-    kinds = len(contenders.METHODS) * len(check.PENALTIES) * 2
-    assert len(result["checks"]) == kinds * 3
+    kinds = 2 * len(check.PENALTIES) + 1  # nothing to penalize in an embedding
+    assert len(result["checks"]) == len(contenders.METHODS) * kinds * 2
     assert all(row["status"] in ("ok", "not here") for row in result["checks"])
     assert [f["workload"] for f in result["figures"]] == ["tiny"]
 
@@ -228,12 +228,10 @@ def test_a_grown_up_state_is_that_of_so_many_steps(method):
         training.give(params, number)
         walked.step()
     jumped = make(contenders.param_groups(training.workload, other, contenders.group_lasso))
-    training.give(other, 0)
-    jumped.step()
     contenders.grow_up(jumped, training, other)
     for ours, theirs in zip(other, params, strict=True):
         for name, value in walked.state[theirs].items():
-            if isinstance(walked, dp.DualAveraging):
+            if isinstance(walked, dp.DualAveraging) and name != "eps":
                 torch.testing.assert_close(jumped.state[ours][name], value, rtol=1e-4, atol=1e-9)
         assert jumped.state[ours].keys() == walked.state[theirs].keys()
 

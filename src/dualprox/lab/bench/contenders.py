@@ -139,7 +139,11 @@ class Runner:
             opt.step()
             return opt
 
-        self.opt = start() if contender.impl == "eager" else attempt(start)
+        # What may be missing shows at the first step at the latest; eager torch never is.
+        if contender.impl in ("eager", "as published"):
+            self.opt = contender.make(groups)
+        else:
+            self.opt = attempt(start)
         if isinstance(self.opt, dp.ProximalOptimizer):
             grow_up(self.opt, training, self.params)
 
@@ -172,16 +176,19 @@ def land(opt: torch.optim.Optimizer) -> None:
 def grow_up(opt: dp.ProximalOptimizer, training: Training, params: Params) -> None:
     """Give the state the sums that it would have after `_AGE` steps: those, not the first, count.
 
-    The iterate stays at the starting weights.
+    The iterate and the anchor are the starting weights.
     """
     sets = training.gradients
     lr = float(opt.param_groups[0]["lr"])
     scales = [lr * math.sqrt(step) for step in range(1, _AGE + 1)]
     for index, param in enumerate(params):
+        param.data.copy_(training.start[index])
         state, gradients = opt.state[param], [gradients[index] for gradients in sets]
         state["step"].fill_(_AGE)
         if isinstance(opt, dp.DualAveraging):
             state["penalty_sum"].fill_(sum(scales))
+            state["restart"].zero_()
+            state["anchor"].copy_(training.start[index])
             parts = [sum(scales[k :: len(sets)]) for k in range(len(sets))]
         else:
             parts = [1 / len(sets)] * len(sets)
@@ -212,9 +219,12 @@ def reason_of(error: Exception) -> str:
     return first if len(first) <= 120 else f"{first[:117]}..."
 
 
-def bytes_needed(workload: Workload, chosen: list[Contender], sets: int = 2) -> int:
-    """Parameters and state of all contenders, starting weights and gradients; float32."""
-    copies = sum(1 + contender.buffers for contender in chosen) + 1 + sets
+def bytes_needed(
+    workload: Workload, chosen: list[Contender], device: torch.device, sets: int = 2
+) -> int:
+    """Parameters and state of the contenders made for a device, weights, gradients; float32."""
+    away = "native" if device.type == "cuda" else "triton"
+    copies = sum(1 + one.buffers for one in chosen if one.impl != away) + 1 + sets
     largest = max(weight.parameters for weight in workload.weights)
     # Eager steps hold up to about eight temporaries of one tensor.
     return 4 * (copies * workload.parameters + 8 * largest)

@@ -96,7 +96,10 @@ def _rows(
     workload: Workload, settings: Settings, tell: Callable[[str], object]
 ) -> list[dict[str, Any]]:
     chosen = [one for one in contenders() if one.impl != "as published"]
-    needed, free = bytes_needed(workload, chosen[:1], sets=1), bytes_free(settings.device)
+    needed, free = (
+        bytes_needed(workload, chosen[:1], settings.device, 1),
+        bytes_free(settings.device),
+    )
     training = (
         None if free is not None and needed > free else Training(workload, settings.device, sets=1)
     )

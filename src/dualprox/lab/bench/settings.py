@@ -29,7 +29,7 @@ class Settings:
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[str], object]]:
-        """Say on stderr what is going on: one changing line on a terminal, else one for each part.
+        """Say on stderr what is going on: a changing line on a terminal, else one now and then.
 
         The line is drawn between samples by the thread that takes them: one that drew by itself
         would be timed too.
@@ -38,19 +38,26 @@ class Settings:
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         console = Console(stderr=True)
+        told = time.monotonic()
         if not console.is_terminal:
             print(what, file=sys.stderr, flush=True)
-            yield lambda detail: None
+
+            def say(detail: str) -> None:
+                nonlocal told
+                if time.monotonic() > told + 30:
+                    print(f"{what}: {detail}", file=sys.stderr, flush=True)
+                    told = time.monotonic()
+
+            yield say
             return
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
             task = bar.add_task(what, total=None)
-            drawn = 0.0
 
-            def tell(detail: str) -> None:
-                nonlocal drawn
-                if time.monotonic() > drawn + 0.2:
+            def draw(detail: str) -> None:
+                nonlocal told
+                if time.monotonic() > told + 0.2:
                     bar.update(task, description=f"{what}: {detail}", refresh=True)
-                    drawn = time.monotonic()
+                    told = time.monotonic()
 
-            yield tell
+            yield draw

@@ -15,6 +15,7 @@ from typing import Any
 from .check import check, quality, to_rows
 from .contenders import (
     BASELINE,
+    IMPLS,
     METHODS,
     Contender,
     NotHereError,
@@ -97,7 +98,7 @@ def _time(
         "groups": workload.groups,
         "tensors": len(workload.weights),
     }
-    needed, free = bytes_needed(workload, chosen), bytes_free(settings.device)
+    needed, free = bytes_needed(workload, chosen, settings.device), bytes_free(settings.device)
     if free is not None and needed > free:
         reason = f"needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
         return [_row(shared, contender, reason) for contender in chosen]
@@ -119,7 +120,7 @@ def _time(
         if contender.name in timings:
             row |= asdict(timings[contender.name])
             row["ratio"] = timings[contender.name].median / baseline
-            if contender.method in METHODS and workload.groups:
+            if contender.impl in IMPLS and workload.groups:
                 tell(f"{contender.name}, dead groups")
                 row["dead_share"] = runners[contender.name].dead_share()
         rows.append(row)

@@ -87,7 +87,7 @@ def _step(result: dict[str, Any]) -> list[Table]:
             reached = ("-",) * 5
             if quality is not None:
                 reached = (
-                    f"{row['dead_share']:.0%}",
+                    "-" if row["dead_share"] is None else f"{row['dead_share']:.0%}",
                     _count(quality["iterations"]),
                     str(quality["support_errors"]),
                     _power(quality["objective_gap"]),
@@ -230,7 +230,13 @@ def _scale(result: dict[str, Any]) -> list[Table]:
                 cells += [seconds(row["median"]), _spread(row)]
             lines.append(tuple(cells))
         head = (sweep, *(text for name in names for text in (name, "spread")))
-        found.append(Table(f"Time of a step against {sweep}", head, lines))
+        powers = [
+            f"{line['contender']} {line['slope']:.2f}"
+            for line in result["slopes"]
+            if line["sweep"] == sweep
+        ]
+        notes = (f"power of the size between the last two: {', '.join(powers)}",) if powers else ()
+        found.append(Table(f"Time of a step against {sweep}", head, lines, notes=notes))
     return found
 
 
