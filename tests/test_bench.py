@@ -270,8 +270,6 @@ def test_memory_counts_the_state_exactly(capsys):
         extra = row["state_bytes"] - 4 * buffers * row["parameters"]
         assert 0 <= extra <= memory.ALLOWANCE * (row["groups"] + row["tensors"])
         assert row["peak_bytes"] >= 0
-        if row["contender"] == "RAMDA eager":
-            assert row["peak_bytes"] >= 4 * 12 * 12 * 3 * 3
     assert result["figures"] and all(figure["met"] for figure in result["figures"])
 
 
@@ -345,10 +343,7 @@ def test_a_copy_without_git_needs_a_commit(monkeypatch, capsys):
 
 
 def test_a_clean_tree_is_stored_and_the_readme_made_from_it(tree, capsys, monkeypatch):
-    monkeypatch.setattr(
-        workloads, "WORKLOADS", {"tiny": lambda: workloads.tiny().shrunk()}, raising=True
-    )
-    monkeypatch.setattr(step, "WORKLOADS", workloads.WORKLOADS)
+    monkeypatch.setattr(step, "WORKLOADS", {"tiny": lambda: workloads.tiny().shrunk()})
     args = ["bench", "step", "--models", "tiny", "--seconds", "0", "--repeats", "2", "--save"]
     assert main(args) == 0
     folder = tree / "benchmarks" / "results"

@@ -33,7 +33,7 @@ def add_bench(commands: Any) -> None:
         description="Time and check what dualprox does, one question per command. Contenders take\n"
         "turns in one process; a result names machine, versions and commit.",
         epilog="examples:\n"
-        "  dualprox bench step                      everything on this CPU, some minutes\n"
+        "  dualprox bench step                      everything on this CPU, up to half an hour\n"
         "  dualprox bench step --device cuda        check and time everything on a GPU\n"
         "  dualprox bench step --models tiny --seconds 0.5\n"
         "  dualprox bench nuclear --threads 1 --json -\n"
