@@ -1,8 +1,9 @@
 // The norm of each group of a tile: the root r of sum_i (a_i / (d_i r + t))^2 = 1.
 //
 // h(r) = total(r)^(-1/2) is concave and increasing, so Newton's method climbs to h = 1 from the
-// left and lands there from the right. Near the root a step that uses the curvature too (Halley's)
-// trebles the correct digits.
+// left and lands there from the right. Near the root Householder's step of order four needs one
+// sweep where Newton's needs three; how far it is from Halley's, of order three, says how good
+// Halley's was.
 
 #pragma once
 
@@ -13,8 +14,9 @@
 namespace dualprox {
 
 constexpr int kMostSweeps = 60;
-// Steps relative to r after which the next would be lost in float32: eps^(1/2), eps^(1/3).
-constexpr double kSmallNewton = 3.4526698e-4, kSmallHalley = 4.9215666e-3;
+// A step of Newton's, or a difference from Halley's step, relative to r, after which another sweep
+// would be lost in float32's rounding.
+constexpr double kSmallStep = 3.4526698e-4, kSmallDifference = 3e-6;
 
 struct Newton {
   i64 sums;                     // of each column: kSums, or one
@@ -95,18 +97,23 @@ struct Newton {
   bool advance(const Tile& tile) {
     fold(tile);
     const double *totals = columns.data(), *rises = totals + tile.width;
-    const double* bends = rises + tile.width;
+    const double *bends = rises + tile.width, *twists = bends + tile.width;
     const bool near = sweeps < 6;
     i64 moving = 0;
     for (i64 g = 0; g < tile.groups(); ++g) {
-      const double root = std::sqrt(totals[g]), newton = (root - 1) * totals[g] / rises[g];
-      const double curvature = bends[g] * totals[g] / (rises[g] * rises[g]) - 1;
-      const double halley = 1.5 * (root - 1) * curvature;
-      const bool curved = near && halley < 0.5;  // far off, only Newton's step is safe
-      const double step = curved ? newton / (1 - halley) : newton;
-      const double ahead = std::max(r[g] + step, lower[g]);
-      const double moved = std::fabs(ahead - r[g]), small = curved ? kSmallHalley : kSmallNewton;
-      moving += lower[g] >= 0 && moved > small * r[g];
+      const double root = std::sqrt(totals[g]), u = rises[g] / totals[g];
+      const double v = bends[g] / totals[g] / (u * u), w = twists[g] / totals[g] / (u * u * u);
+      // With f = h - 1: the steps -f/f', f f''/(2 f'^2) and f^2 f'''/(6 f'^3).
+      const double newton = (root - 1) / u, second = 1.5 * (root - 1) * (v - 1);
+      const double third = (root - 1) * (root - 1) * (2.5 - 4.5 * v + 2 * w);
+      const double halley = newton / (1 - second);
+      const double householder = newton * (1 - second) / (1 - 2 * second + third);
+      const bool curved = near && std::fabs(second) < 0.3 && std::fabs(third) < 0.1;
+      const double ahead = std::max(r[g] + (curved ? householder : newton), lower[g]);
+      const double moved = std::fabs(ahead - r[g]), off = std::fabs(householder - halley);
+      const bool small = moved <= kSmallStep * r[g];
+      const bool close = curved && off <= kSmallDifference * ahead && moved <= 0.25 * ahead;
+      moving += lower[g] >= 0 && !(small || close);
       r[g] = lower[g] >= 0 ? ahead : r[g];
     }
     clear();

@@ -65,13 +65,16 @@ INLINE float cube_root(float x) {
   return subnormal ? root * 0.00390625f : root;  // 2^-8
 }
 
+// Written so that NaN passes through the comparisons.
 INLINE float soft_threshold(float a, float threshold) {
-  return a - (a > threshold ? threshold : (a < -threshold ? -threshold : a));
+  const float below = threshold < a ? threshold : a;
+  return a - (below < -threshold ? -threshold : below);
 }
 
 // As torch does it: exact at both ends.
 INLINE float lerp(float from, float to, float weight) {
-  return weight < 0.5f ? from + weight * (to - from) : to - (to - from) * (1.0f - weight);
+  const bool near = weight < 0.5f;
+  return (near ? from : to) + (near ? weight : weight - 1.0f) * (to - from);
 }
 
 // What all entries of one parameter share in one step.
@@ -111,10 +114,10 @@ struct Tile {
   i64 stored(Method m) const { return has_metric(m) ? 2 * width : width; }  // floats of a row
 };
 
-constexpr int kSums = 3;  // of every column
+constexpr int kSums = 4;  // of every column
 
 // What a pass does. The sums of kGather are those of a^2, d a^2 and d^2 a^2; of kSweep, with
-// p = a / (d r + t) and q = d / (d r + t), those of p^2, q p^2 and q^2 p^2.
+// p = a / (d r + t) and q = d / (d r + t), those of p^2, q p^2, q^2 p^2 and q^3 p^2.
 enum Pass {
   kGather,  // update the buffers, sum
   kSweep,   // sum at r
@@ -175,6 +178,7 @@ INLINE void pass_row(const Pointers<T> x, const Step s, i64 at, i64 n, i64 width
       sums[j] += total;
       sums[width + j] += rise;
       sums[2 * width + j] += q * rise;
+      sums[3 * width + j] += q * (q * rise);
     }
     if (kMoves) {
       float point = a;

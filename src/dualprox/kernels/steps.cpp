@@ -49,12 +49,12 @@ struct Settings {
 namespace dualprox {
 namespace {
 
-constexpr i64 kTile = 96 * 1024;        // entries of a tile that stays in a core's cache
+constexpr i64 kTile = 384 * 1024;       // entries of a tile that stays in a core's cache
 constexpr i64 kNarrow = 256;            // fewer columns in a row would waste memory's time
-constexpr i64 kSharedTile = 2048 * 1024; // entries of a tile that stays in the cores' common cache
+constexpr i64 kSharedTile = 3072 * 1024; // entries of a tile that stays in the cores' common cache
 constexpr i64 kMostStored = 4096 * 1024; // entries of a larger tile are computed anew
 constexpr i64 kShares = 16;              // pieces of a tile for all threads
-constexpr i64 kWide = 1024;              // most columns of a tile
+constexpr i64 kWide = 2048;              // most columns of a tile
 constexpr i64 kBlock = 128;              // rows whose sums are float32; beyond, float64
 constexpr i64 kChunk = 16 * 1024;        // entries of a unit of work without groups
 constexpr i64 kShortRun = 32;            // shorter runs lie side by side in a row
