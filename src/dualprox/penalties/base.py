@@ -185,6 +185,19 @@ class Penalty(ABC):
             step: scalar >= 0; 0 gives w itself (its projection, for a constraint).
         """
 
+    def prox_with_value(
+        self, w: Tensor, step: float | Tensor, start: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`prox`, from a guess of it, and psi of it where that comes for nothing, else None.
+
+        Args:
+            w: any shape.
+            step: scalar >= 0.
+            start: a guess of the result, of w's shape; only speed may depend on it.
+        """
+        del start
+        return self.prox(w, step), None
+
     def check(self, shape: torch.Size | tuple[int, ...]) -> None:
         """Raise ValueError if the penalty does not fit a parameter of this shape."""
         del shape

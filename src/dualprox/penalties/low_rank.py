@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..checks import is_count, require
 from .base import Penalty, Rank, require_strength
+from .singular_values import shrink_singular_values
 
 
 def numerical_rank(singular_values: Tensor, shape: torch.Size) -> int:
@@ -79,9 +80,20 @@ class NuclearNorm(SpectralPenalty):
         return self.strength * torch.linalg.svdvals(w.flatten(1)).sum()
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """Singular values soft-thresholded at step * strength."""
-        u, s, vh = torch.linalg.svd(w.flatten(1), full_matrices=False)
-        return ((u * (s - step * self.strength).clamp_min(0)) @ vh).reshape(w.shape)
+        """Singular values soft-thresholded at step * strength; synchronises."""
+        return self.prox_with_value(w, step)[0]
+
+    def prox_with_value(
+        self, w: Tensor, step: float | Tensor, start: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The prox and psi of it from the singular values above the threshold; synchronises.
+
+        Large float32 weights are solved to 1e-5, the faster the nearer `start` is; see
+        `dualprox.penalties.singular_values`.
+        """
+        guess = None if start is None else start.flatten(1).to(w.dtype)
+        z, s = shrink_singular_values(w.flatten(1), float(step * self.strength), guess)
+        return z.reshape(w.shape), self.strength * s.sum()
 
     def residual(self, w: Tensor, g: Tensor) -> Tensor:
         """dist(-g, d psi(w)) with d psi(UsV') = lambda * {UV' + N : N normal, ||N||_2 <= 1}."""

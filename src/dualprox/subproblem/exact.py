@@ -25,11 +25,12 @@ class Exact(Solver):
             )
 
     def solve(self, problem: Subproblem, start: Tensor) -> Solution:
-        """See `Solver.solve`; `start` only saves Newton steps."""
+        """See `Solver.solve`; `start` only saves work."""
         penalty, metric, threshold = problem.penalty, problem.metric, problem.threshold
         assert penalty is not None
         if not isinstance(metric, Tensor):
-            return Solution(penalty.prox(problem.unpenalized(), threshold / metric), 0)
+            target = problem.unpenalized()
+            return Solution(penalty.prox_with_value(target, threshold / metric, start)[0], 0)
         self.check(penalty)
         assert isinstance(penalty, DiagonalPenalty)
         point, iterations = penalty.metric_prox(problem.pull(), metric, threshold, start)

@@ -33,11 +33,13 @@ class Subproblem:
         """V + D (z - z0)."""
         return self.linear + self.metric * (z - self.center)
 
-    def objective(self, z: Tensor) -> Tensor:
-        """Q(z), a 0-dim tensor."""
+    def objective(self, z: Tensor, value: Tensor | None = None) -> Tensor:
+        """Q(z), a 0-dim tensor, where psi(z) is `value` if that is known."""
         away = z - self.center
         smooth = (self.linear * z).sum() + 0.5 * (self.metric * away.square()).sum()
-        return smooth if self.penalty is None else smooth + self.threshold * self.penalty.value(z)
+        if self.penalty is None:
+            return smooth
+        return smooth + self.threshold * (self.penalty.value(z) if value is None else value)
 
     def unpenalized(self) -> Tensor:
         """The minimizer for psi = 0: z0 - v / D."""

@@ -61,10 +61,11 @@ class ProximalGradient(Solver):
         cost = problem.objective(z)
         iterations, certificate = 0, start.new_tensor(0.0)
         for iterations in range(1, self.max_iter + 1):
-            ahead = penalty.prox(z - theta * problem.smooth_gradient(z), theta * problem.threshold)
+            target = z - theta * problem.smooth_gradient(z)
+            ahead, value = penalty.prox_with_value(target, theta * problem.threshold, z)
             moved = ahead - z
             certificate = torch.linalg.vector_norm(metric * moved - moved / theta)
-            ahead_cost = problem.objective(ahead)
+            ahead_cost = problem.objective(ahead, value)
             gain = (cost - ahead_cost) / (ahead_cost.abs() + 1)
             z, cost = ahead, ahead_cost
             if self.tol is not None and bool((certificate <= self.tol) & (cost <= ceiling)):
