@@ -9,6 +9,7 @@ in docs/math.md, "Singular values above a threshold".
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,10 @@ SHARE = 3  # the partial way is for ranks up to 1/3 of the smaller side
 # The rest is proved to lie this far below the threshold, so that residuals cannot lift it above.
 MARGIN = 2.0**-10
 WIDE_MARGIN = 0.05  # of threshold^2: the most that rounding may cost the proof before float64
-ROUNDS, REFINEMENTS, INNER = 3, 4, 3
-FAR = 3e-3
+ROUNDS = 4  # proofs tried
+REFINEMENTS = 4  # corrections of the vectors after a proof
+INNER = 3  # conjugate gradient steps of a correction
+FAR = 3e-3  # relative error from which a correction includes its quadratic term
 
 
 def shrink_singular_values(
@@ -95,7 +98,8 @@ def shrink_near(a: Tensor, threshold: float, start: Tensor | None) -> tuple[Tens
     # Squares of both, and cubes of their ratio's square, must stay within float32.
     if not 1e-12 < threshold < 1e12:
         return None
-    size = float(torch.linalg.vector_norm(a))
+    flat = (a if a.is_contiguous() else a.mT).reshape(-1)
+    size = math.sqrt(torch.dot(flat, flat))  # several times faster than vector_norm
     if size <= threshold:  # so is the largest singular value
         return torch.zeros_like(a), a.new_zeros(0)
     if not size < min(1e12, 1e5 * threshold):  # or NaN
@@ -111,8 +115,9 @@ def shrink_near(a: Tensor, threshold: float, start: Tensor | None) -> tuple[Tens
         gram, above = _count(pairs, residual, rest, threshold * (1 - MARGIN))
         if above is None:
             new = _leading(gram, threshold, thorough=attempt > 0 or basis.shape[1] == 0)
-            useful = pairs.u[:, pairs.s > 0.9 * threshold]
-            basis = torch.linalg.qr(torch.cat([useful, new], dim=1))[0]
+            useful = int((pairs.s > 0.9 * threshold).sum())
+            better = (pairs.u * pairs.s + residual)[:, :useful]  # A v, a power step
+            basis = torch.linalg.qr(torch.cat([better, new], dim=1))[0]
             continue
         pairs, found = _refined(a, pairs, residual, gram, above, threshold, size)
         if found is not None:
@@ -194,7 +199,7 @@ def _count(pairs: _Ritz, residual: Tensor, rest: Tensor, level: float) -> tuple[
     """
     rows, columns = rest.shape
     matrix = gram = _negative_gram(rest)
-    s, f, trace = _numbers(pairs.s, torch.linalg.vector_norm(residual, dim=0), gram.trace())
+    s, f, trace = _numbers(pairs.s, _lengths(residual), gram.trace())
     above, size = 0, -trace[0]
     weights = [0.0] * len(s)
     for i in reversed(range(len(s))):
@@ -220,6 +225,11 @@ def _rounding(dtype: torch.dtype, rows: int, terms: int, size: float, level: flo
     """What rounding may change in level^2 I - (Gram matrix of trace `size`) and its test."""
     unit = torch.finfo(dtype).eps / 2
     return 1.01 * unit * ((terms + 8) * size + (rows + 8) * rows * level**2)
+
+
+def _lengths(columns: Tensor) -> Tensor:
+    """The 2-norms of the columns, several times faster than vector_norm."""
+    return columns.square().sum(0).sqrt()
 
 
 def _numbers(*tensors: Tensor) -> list[list[float]]:
@@ -278,12 +288,12 @@ def _refined(
     slack = MARGIN * threshold
     floor = 8 * torch.finfo(a.dtype).eps * size
     for refinement in range(REFINEMENTS + 1):
-        lengths = torch.linalg.vector_norm(residual[:, :above])
         kept = (pairs.s[:above] - threshold).clamp_min(0)
-        lowest = pairs.s[above - 1 : above]
-        ((error,), (z_size,), lowest) = _numbers(lengths, torch.linalg.vector_norm(kept), lowest)
+        f, s = _numbers(_lengths(residual)[:above], pairs.s[:above])
+        error = math.hypot(*f)
+        z_size = math.hypot(*(max(x - threshold, 0) for x in s))
         if error <= min(max(RTOL * z_size, floor), slack):
-            if lowest and lowest[0] - error <= threshold - slack:
+            if above and s[-1] - error <= threshold - slack:
                 break  # on the border: count again with these better pairs
             point = (pairs.u[:, :above] * (kept / pairs.s[:above])) @ pairs.b[:above]
             return pairs, (point, kept)
