@@ -34,6 +34,7 @@ def noise(count, top):
 # Each with the threshold 1; the name says what is special near it or far from it.
 SPECTRA = {
     "gap": [*np.geomspace(10, 2, 12), *noise(50, 0.5)],
+    "quiet": [*np.geomspace(10, 1.05, 12), *noise(50, 0.1)],
     "no gap": np.linspace(1.3, 0.5, 60),
     "close noise": [*np.geomspace(10, 1.05, 12), *noise(50, 0.97)],
     "cluster": [5, 4, 3, *np.linspace(1.0003, 0.9997, 9), *noise(40, 0.7)],
@@ -115,7 +116,7 @@ def test_the_scale_does_not_matter(scale):
 
 
 @pytest.mark.parametrize(
-    "name", ["gap", "no gap", "close noise", "equal values", "few above", "low rank"]
+    "name", ["gap", "quiet", "no gap", "close noise", "equal values", "few above", "low rank"]
 )
 @pytest.mark.parametrize("start", ["itself", "close", "zero", "orthogonal", "a part", "low rank"])
 def test_the_partial_way_is_taken_where_the_rank_is_low(name, start):
@@ -124,6 +125,29 @@ def test_the_partial_way_is_taken_where_the_rank_is_low(name, start):
     found = shrink_near(w, 1.0, starts(w)[start])
     assert found is not None
     assert_is_prox(found, w)
+
+
+@pytest.mark.parametrize("name", ["gap", "quiet", "close noise", "equal values", "low rank"])
+def test_the_rank_found_is_that_of_the_float64_prox(name):
+    w = matrix(SPECTRA[name], (120, 150))
+    penalty = dp.NuclearNorm(1.0)
+    expected = penalty.structure(penalty.prox(w.double(), 1.0)).count()
+    z = penalty.prox_with_value(w, 1.0, starts(w)["close"])[0]
+    assert penalty.structure(z).count() == expected == sum(s > 1 for s in SPECTRA[name])
+
+
+@pytest.mark.parametrize(("name", "factorizations"), [("quiet", 0), ("gap", 1)])
+def test_a_small_rest_needs_no_factorization(name, factorizations, monkeypatch):
+    w = matrix(SPECTRA[name], (120, 150))
+    tested = singular_values._is_positive_definite
+    calls = []
+    monkeypatch.setattr(
+        singular_values,
+        "_is_positive_definite",
+        lambda *args: calls.append(args) or tested(*args),
+    )
+    assert shrink_near(w, 1.0, starts(w)["close"]) is not None
+    assert len(calls) == factorizations
 
 
 def hidden(excess):

@@ -98,13 +98,12 @@ def shrink_near(a: Tensor, threshold: float, start: Tensor | None) -> tuple[Tens
     # Squares of both, and cubes of their ratio's square, must stay within float32.
     if not 1e-12 < threshold < 1e12:
         return None
-    flat = (a if a.is_contiguous() else a.mT).reshape(-1)
-    size = math.sqrt(torch.dot(flat, flat))  # several times faster than vector_norm
+    size = math.sqrt(_square(a))
     if size <= threshold:  # so is the largest singular value
         return torch.zeros_like(a), a.new_zeros(0)
     if not size < min(1e12, 1e5 * threshold):  # or NaN
         return None
-    basis = a.new_zeros(len(a), 0) if start is None else _span(start, threshold)
+    basis = a.new_zeros(len(a), 0) if start is None else _span(start)
     limit = len(a) // SHARE
     for attempt in range(ROUNDS):
         if basis.shape[1] > limit:
@@ -114,12 +113,13 @@ def shrink_near(a: Tensor, threshold: float, start: Tensor | None) -> tuple[Tens
         rest = torch.addmm(a, pairs.u, pairs.b, alpha=-1)
         gram, above = _count(pairs, residual, rest, threshold * (1 - MARGIN))
         if above is None:
+            assert gram is not None
             new = _leading(gram, threshold, thorough=attempt > 0 or basis.shape[1] == 0)
             useful = int((pairs.s > 0.9 * threshold).sum())
             better = (pairs.u * pairs.s + residual)[:, :useful]  # A v, a power step
             basis = torch.linalg.qr(torch.cat([better, new], dim=1))[0]
             continue
-        pairs, found = _refined(a, pairs, residual, gram, above, threshold, size)
+        pairs, found = _refined(a, pairs, residual, rest, gram, above, threshold, size)
         if found is not None:
             return found
         basis = pairs.u
@@ -165,15 +165,16 @@ def _gaussian(rows: int, columns: int, dtype: torch.dtype, device: torch.device)
     return torch.randn(rows, columns, generator=generator, dtype=dtype).to(device)
 
 
-def _span(start: Tensor, threshold: float) -> Tensor:
-    """Orthonormal columns that span what of `start` matters beside `threshold`."""
+def _span(start: Tensor) -> Tensor:
+    """Orthonormal columns that span `start` but for its smallest part."""
     rows, columns = start.shape
     width = 40
     while True:
         width = min(width, rows)
         sketch = start @ _gaussian(columns, width, start.dtype, start.device)
         q, r = torch.linalg.qr(sketch)
-        rank = int((r.diagonal().abs() > 1e-3 * threshold).sum())
+        size = r.diagonal().abs()
+        rank = int((size > 2e-3 * size.max()).sum())
         if rank < width or width > rows // SHARE:
             return q[:, :rank]
         width *= 2
@@ -191,16 +192,20 @@ def _negative_gram(rest: Tensor) -> Tensor:
     return gram
 
 
-def _count(pairs: _Ritz, residual: Tensor, rest: Tensor, level: float) -> tuple[Tensor, int | None]:
-    """-rest rest', and a proved bound on how many singular values lie above `level`, if there is.
+def _count(
+    pairs: _Ritz, residual: Tensor, rest: Tensor, level: float
+) -> tuple[Tensor | None, int | None]:
+    """-rest rest' where it was needed, and a proved bound on the singular values above `level`.
 
     Of the Ritz values the first ones, near `level` or above it, are counted; the others and the
-    rest of the matrix are proved to lie below by a Cholesky factorization.
+    rest of the matrix are proved to lie below, by their Frobenius norm where that is enough and by
+    a Cholesky factorization elsewhere. None where there is no proof.
     """
     rows, columns = rest.shape
-    matrix = gram = _negative_gram(rest)
-    s, f, trace = _numbers(pairs.s, _lengths(residual), gram.trace())
-    above, size = 0, -trace[0]
+    s, f = _numbers(pairs.s, _lengths(residual))
+    # A sum of so many squares may be off by this factor.
+    size = _square(rest) * (1 + rest.numel() * torch.finfo(rest.dtype).eps)
+    above = 0
     weights = [0.0] * len(s)
     for i in reversed(range(len(s))):
         gap = level**2 - s[i] ** 2
@@ -209,6 +214,9 @@ def _count(pairs: _Ritz, residual: Tensor, rest: Tensor, level: float) -> tuple[
             break
         weights[i] = s[i] ** 2 / gap
         size += weights[i] * f[i] ** 2
+    if size <= level**2:
+        return None, above
+    matrix = gram = _negative_gram(rest)
     margin = _rounding(rest.dtype, rows, columns + len(s), size, level)
     if margin > WIDE_MARGIN * level**2:
         matrix = _negative_gram(rest.double())
@@ -225,6 +233,12 @@ def _rounding(dtype: torch.dtype, rows: int, terms: int, size: float, level: flo
     """What rounding may change in level^2 I - (Gram matrix of trace `size`) and its test."""
     unit = torch.finfo(dtype).eps / 2
     return 1.01 * unit * ((terms + 8) * size + (rows + 8) * rows * level**2)
+
+
+def _square(a: Tensor) -> float:
+    """||a||_F^2 of a dense matrix, several times faster than by vector_norm."""
+    flat = (a if a.is_contiguous() else a.mT).reshape(-1)
+    return float(torch.dot(flat, flat))
 
 
 def _lengths(columns: Tensor) -> Tensor:
@@ -275,7 +289,8 @@ def _refined(
     a: Tensor,
     pairs: _Ritz,
     residual: Tensor,
-    gram: Tensor,
+    rest: Tensor,
+    gram: Tensor | None,
     above: int,
     threshold: float,
     size: float,
@@ -297,11 +312,18 @@ def _refined(
                 break  # on the border: count again with these better pairs
             point = (pairs.u[:, :above] * (kept / pairs.s[:above])) @ pairs.b[:above]
             return pairs, (point, kept)
-        if refinement < REFINEMENTS:
+        if refinement == REFINEMENTS:
+            break
+        if gram is None and refinement >= 2:
+            gram = _negative_gram(rest)
+        better = pairs.u[:, :above]
+        if gram is None:  # the rest is small, so a power step goes far
+            better = better + residual[:, :above] / pairs.s[:above]
+        else:
             rounds = 1 if error < FAR * z_size else 2
-            better = pairs.u[:, :above] + _correction(gram, pairs, residual, above, rounds)
-            pairs = _ritz(a, torch.linalg.qr(torch.cat([better, pairs.u[:, above:]], dim=1))[0])
-            residual = pairs.residual(a)
+            better = better + _correction(gram, pairs, residual, above, rounds)
+        pairs = _ritz(a, torch.linalg.qr(torch.cat([better, pairs.u[:, above:]], dim=1))[0])
+        residual = pairs.residual(a)
     return pairs, None
 
 
