@@ -58,7 +58,7 @@ class ProximalGradient(Solver):
         start_cost = problem.objective(start)
         # A rise within rounding must not give up the structure that z has and start has not.
         ceiling = start_cost + 64 * torch.finfo(start.dtype).eps * (start_cost.abs() + 1)
-        cost = problem.objective(z)
+        cost = start_cost if dead is None else problem.objective(z)
         iterations, certificate = 0, start.new_tensor(0.0)
         for iterations in range(1, self.max_iter + 1):
             target = z - theta * problem.smooth_gradient(z)
