@@ -182,6 +182,16 @@ def test_what_cannot_be_proved_goes_to_the_full_decomposition(monkeypatch):
     assert_is_prox(shrink_singular_values(w, 1.0, start), w)
 
 
+def test_a_failing_eigenvalue_problem_goes_to_the_full_decomposition(monkeypatch):
+    w, start = hidden(1.1)
+
+    def fails(*_):
+        raise torch.linalg.LinAlgError("did not converge")  # pyright: ignore
+
+    monkeypatch.setattr(singular_values, "_ritz", fails)
+    assert_is_prox(shrink_singular_values(w, 1.0, start), w)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_blocked_cholesky_agrees_with_the_eigenvalues(seed):
     generator = torch.Generator().manual_seed(seed)

@@ -47,7 +47,7 @@ def shrink_singular_values(
     Returns:
         New (rows, columns) tensor, and its singular values in descending order (zeros may be
         left out). The result is a function of the arguments alone: no state, no global random
-        numbers. Synchronises about four times, and twice per further refinement or round.
+        numbers. Synchronises about eight times, and more for each further correction or proof.
 
     Raises:
         RuntimeError: the matrix holds NaN or infinity, as torch.linalg.svd does.
@@ -60,7 +60,10 @@ def shrink_singular_values(
         return z.mT, s
     partial = matrix.dtype == torch.float32 and matrix.shape[0] >= SMALLEST and threshold > 0
     if partial and not (matrix.requires_grad and torch.is_grad_enabled()):
-        with torch.no_grad(), _full_precision(matrix.device):
+        # A small eigenvalue problem that does not converge proves nothing either.
+        failure = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
+        found = None
+        with contextlib.suppress(failure), torch.no_grad(), _full_precision(matrix.device):
             found = shrink_near(matrix, threshold, start)
         if found is not None:
             return found
@@ -94,12 +97,12 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 
 
 def shrink_near(a: Tensor, threshold: float, start: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    """`shrink_singular_values` from few singular vectors; None where it is not proved."""
+    """The partial way of `shrink_singular_values` for rows <= columns; None without a proof."""
     # Squares of both, and cubes of their ratio's square, must stay within float32.
     if not 1e-12 < threshold < 1e12:
         return None
     size = math.sqrt(_square(a))
-    if size <= threshold:  # so is the largest singular value
+    if size * _sum_rounding(a) <= threshold:  # so is the largest singular value
         return torch.zeros_like(a), a.new_zeros(0)
     if not size < min(1e12, 1e5 * threshold):  # or NaN
         return None
@@ -203,8 +206,7 @@ def _count(
     """
     rows, columns = rest.shape
     s, f = _numbers(pairs.s, _lengths(residual))
-    # A sum of so many squares may be off by this factor.
-    size = _square(rest) * (1 + rest.numel() * torch.finfo(rest.dtype).eps)
+    size = _square(rest) * _sum_rounding(rest)
     above = 0
     weights = [0.0] * len(s)
     for i in reversed(range(len(s))):
@@ -239,6 +241,11 @@ def _square(a: Tensor) -> float:
     """||a||_F^2 of a dense matrix, several times faster than by vector_norm."""
     flat = (a if a.is_contiguous() else a.mT).reshape(-1)
     return float(torch.dot(flat, flat))
+
+
+def _sum_rounding(a: Tensor) -> float:
+    """The factor by which a sum of so many squares may be off."""
+    return 1 + a.numel() * torch.finfo(a.dtype).eps
 
 
 def _lengths(columns: Tensor) -> Tensor:
