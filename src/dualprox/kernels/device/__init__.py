@@ -1,0 +1,1 @@
+"""Triton code: importing any module in here needs triton, which is optional."""
