@@ -223,8 +223,6 @@ class TritonGroup:
                 len(self._params), _ROW, dtype=torch.float64, device=self._device
             )
 
-    @torch.compiler.disable
-    @torch.no_grad()
     def step(self, grads: Sequence[Tensor | None], settings: Mapping[str, Any]) -> None:
         """One step, in place.
 
@@ -235,6 +233,10 @@ class TritonGroup:
                 `weight_decay`. If it is mutable and the counters are on the CPU, a stage that
                 begins sets `stage_lr`.
         """
+        _take_step(self, grads, settings)
+
+    @torch.no_grad()
+    def _step(self, grads: Sequence[Tensor | None], settings: Mapping[str, Any]) -> None:
         lr: float | Tensor = settings["lr"]
         if not (self.capturable and isinstance(lr, Tensor)):
             lr = float(lr)
@@ -334,6 +336,14 @@ class TritonGroup:
             tables = (work, self._tensors, self._strengths, pointers, rows)
             steps = _BLIND_STEPS if self.method in _METRIC else 0
             launch(self.method, shape, dtype, entries, aligned, tables, records, steps)
+
+
+@torch.compiler.disable
+def _take_step(
+    group: TritonGroup, grads: Sequence[Tensor | None], settings: Mapping[str, Any]
+) -> None:
+    """The step, which torch.compile leaves as it is: addresses mean nothing to a tracer."""
+    group._step(grads, settings)
 
 
 def host_row(

@@ -7,8 +7,8 @@ import triton.language as tl  # pyright: ignore[reportMissingImports] # optional
 from torch import Tensor
 
 from ..tiling import Shape
-from .steps import elementwise_step, resident_step
 from .prologue import prologue
+from .steps import elementwise_step, resident_step
 from .sweeps import split_newton, split_update, split_write, sweeping_step
 
 _TYPES = {

@@ -1,0 +1,429 @@
+"""The Triton steps against the eager ones: on a GPU, or on the CPU under TRITON_INTERPRET=1."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import dualprox as dp
+from dualprox.kernels.tiling import Tiling
+from dualprox.kernels.triton_steps import Method, TritonGroup, unavailable, unsupported
+from oracles import algorithms
+from oracles.cases import oracle
+
+_WHY_NOT = unavailable()
+pytestmark = [
+    pytest.mark.skipif(_WHY_NOT is not None, reason=_WHY_NOT or "available"),
+    # The interpreter is numpy, which warns of the 0/0 in lanes that are masked out.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:lr went from"),
+]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INTERPRETED = DEVICE == "cpu"
+SWEPT = Tiling(resident=0, chunk=256, few=0)
+SPLIT = Tiling(resident=0, chunk=256, few=99, programs=3)
+CLUSTERED = Tiling(resident=8192, blocks=4)
+EAGER: dict[Method, Any] = {
+    "rmda": dp.RMDA,
+    "ramda": dp.RAMDA,
+    "prox_sgd": dp.ProxSGD,
+    "prox_adamw": dp.ProxAdamW,
+}
+LR: dict[Method, float] = {"rmda": 0.1, "ramda": 0.02, "prox_sgd": 0.1, "prox_adamw": 0.05}
+COUNTERS = ("step", "penalty_sum", "restart", "eps")
+# Of the largest entry: thirty rounding errors, of sums in another order and of the cube root.
+TOLERANCE = 4e-6
+
+methods = pytest.mark.parametrize("method", EAGER)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A weight, its penalty, and whether it is stored channels_last."""
+
+    shape: tuple[int, ...]
+    penalty: dp.Penalty | None
+    channels_last: bool = False
+
+    def weight(self, seed: int, dtype: torch.dtype) -> torch.Tensor:
+        """Entries whose size varies a lot along every axis, so that some groups die."""
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(self.shape, generator=generator)
+        for axis, length in enumerate(self.shape):
+            scale = torch.where(torch.rand(length, generator=generator) < 0.4, 0.05, 1.0)
+            weight *= scale.view([-1 if k == axis else 1 for k in range(len(self.shape))])
+        if self.channels_last:
+            weight = weight.to(memory_format=torch.channels_last)
+        return weight.to(DEVICE, dtype)
+
+
+FREE = (Case((3, 5), None), Case((2100,), None), Case((3, 11), dp.L1(0.3)))
+RESIDENT = (
+    Case((1, 1), dp.GroupLasso(0.1)),
+    Case((17, 67), dp.GroupLasso(0.2)),
+    Case((33,), dp.GroupLasso(0.4, axis=0)),
+    Case((5, 8, 3, 3), dp.GroupLasso(0.2)),
+    Case((8, 3, 7, 7), dp.GroupLasso(0.2)),
+    Case((5, 6, 3, 3), dp.GroupLasso(0.2), channels_last=True),
+    Case((6, 4, 3, 3), dp.GroupLasso(0.2, conv_groups=2)),
+    Case((3, 4, 5), dp.GroupLasso(0.3, axis=2)),
+    Case((6, 5), dp.SparseGroupLasso(0.3, axis=0, block=2, l1_ratio=0.3)),
+    Case((7, 8), dp.SparseGroupLasso(0.3, block=4, size_weighted=False)),
+    Case((4, 9), dp.SparseGroupLasso(0.3, l1_ratio=1.0)),
+    Case((5, 4), dp.GroupLasso(50.0)),
+)
+LARGE = (
+    Case((30, 10), dp.GroupLasso(0.05, axis=1, block=10)),
+    Case((40, 9), dp.GroupLasso(0.2)),
+    Case((3, 2, 9, 9), dp.SparseGroupLasso(0.3, l1_ratio=0.2)),
+)
+
+
+class Run:
+    """An optimizer on the weights of some cases, stepped eagerly or by Triton."""
+
+    def __init__(
+        self,
+        method: Method,
+        cases: tuple[Case, ...],
+        tiling: Tiling | None = None,
+        dtype: torch.dtype = torch.float32,
+        capturable: bool = False,
+        **settings: Any,
+    ) -> None:
+        self.params = [torch.nn.Parameter(c.weight(k, dtype)) for k, c in enumerate(cases)]
+        groups = [
+            {"params": [p], "penalty": c.penalty} for p, c in zip(self.params, cases, strict=True)
+        ]
+        self.opt = EAGER[method](groups, **{"lr": LR[method], **settings})
+        self.method: Method = method
+        self.forms = [
+            None if c.penalty is None else c.penalty.sparse_group_form(p)
+            for p, c in zip(self.params, cases, strict=True)
+        ]
+        self.tiling, self.capturable = tiling, capturable
+        if capturable:
+            for state in self.states:
+                state.update({c: state[c].to(DEVICE) for c in COUNTERS if c in state})
+
+    @property
+    def states(self) -> list[dict[str, torch.Tensor]]:
+        return [self.opt.state[p] for p in self.params]
+
+    def fused(self) -> TritonGroup:
+        weights = [p.data for p in self.params]
+        return TritonGroup(
+            self.method, weights, self.states, self.forms, self.capturable, self.tiling
+        )
+
+    def set(self, **settings: Any) -> None:
+        for group in self.opt.param_groups:
+            group.update({k: v for k, v in settings.items() if k in group})
+
+    def gradients(self, step: int, scale: float = 1.0) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(step)
+        return [
+            (scale * torch.randn(p.shape, generator=generator)).to(p.device, p.dtype)
+            for p in self.params
+        ]
+
+    def step_eagerly(self, grads: list[torch.Tensor]) -> None:
+        for param, grad in zip(self.params, grads, strict=True):
+            param.grad = grad
+        self.opt.step()
+
+
+def snapshot(run: Run) -> list[torch.Tensor]:
+    states = [t for s in run.states for t in s.values()]
+    return [t.detach().clone() for t in (*run.params, *states)]
+
+
+def assert_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a.cpu(), b.cpu())
+
+
+def assert_close(ours: Run, theirs: Run, tolerance: float = TOLERANCE) -> None:
+    """Parameters within the tolerance, buffers too, counters equal to float64's rounding."""
+    for param, state, other, like in zip(
+        ours.params, ours.states, theirs.params, theirs.states, strict=True
+    ):
+        pairs = [(param.detach(), other.detach()), *((state[k], like[k]) for k in state)]
+        for a, b in pairs:
+            a, b = a.double().cpu(), b.double().cpu()
+            bound = 1e-14 if a.dim() == 0 and param.dim() else tolerance
+            assert (a - b).abs().max() <= bound * b.abs().max().clamp_min(1e-30)
+
+
+def train(method: Method, ours: Run, theirs: Run, steps: int = 5) -> None:
+    """Steps with a restart, another lr, a ramp and, at last, the structured point."""
+    fused = ours.fused()
+    for step in range(steps):
+        if step == steps // 2:
+            for run in (ours, theirs):
+                run.opt.restart()
+                run.set(lr=LR[method] / 2, ramp=True, eps=1e-5)
+        if step == steps - 1:  # iterate = structured point
+            for run in (ours, theirs):
+                run.set(momentum=0.0)
+        grads = ours.gradients(step)
+        fused.step(grads, ours.opt.param_groups[0])
+        theirs.step_eagerly(grads)
+        assert_close(ours, theirs, TOLERANCE * (step + 1))
+
+
+@methods
+@pytest.mark.parametrize(
+    ("cases", "tiling"),
+    [
+        (FREE + RESIDENT, None),
+        (LARGE, SWEPT),
+        (LARGE[::2], SPLIT),
+    ],
+    ids=["resident", "swept", "split"],
+)
+def test_steps_follow_the_eager_ones_to_the_same_support(method, cases, tiling):
+    ours, theirs = Run(method, cases, tiling), Run(method, cases)
+    train(method, ours, theirs, steps=5 if tiling is None else 3)
+    for case, a, b in zip(cases, ours.params, theirs.params, strict=True):
+        assert torch.equal(a == 0, b == 0), case
+    dead = sum(int((p == 0).sum()) for p in ours.params)
+    assert 0 < dead < sum(p.numel() for p in ours.params)
+
+
+@pytest.mark.gpu
+@methods
+def test_clusters_of_thread_blocks_agree_with_eager(method):
+    if INTERPRETED:
+        pytest.skip("clusters exist on a GPU only")
+    cases = (Case((3000, 24), dp.GroupLasso(0.2)), Case((2000, 5, 3, 3), dp.GroupLasso(0.2)))
+    for tiling in (CLUSTERED, Tiling(), SPLIT):
+        train(method, Run(method, cases, tiling), Run(method, cases))
+
+
+@methods
+def test_a_run_repeats_bit_by_bit(method):
+    results = []
+    for _ in range(2):
+        run = Run(method, LARGE[:1], SPLIT)
+        fused = run.fused()
+        for step in range(2):
+            fused.step(run.gradients(step), run.opt.param_groups[0])
+        results.append(snapshot(run))
+    assert_equal(*results)
+
+
+@methods
+def test_bf16_parameters_keep_float32_state(method):
+    cases = (Case((6, 10), dp.GroupLasso(0.1)), Case((7,), None))
+    ours = Run(method, cases, dtype=torch.bfloat16)
+    theirs = Run(method, cases, dtype=torch.bfloat16)
+    fused = ours.fused()
+    for step in range(3):
+        for a, b in zip(ours.params, theirs.params, strict=True):
+            a.data.copy_(b.data)  # the interpreter truncates to bf16 where GPUs round
+        grads = ours.gradients(step)
+        fused.step(grads, ours.opt.param_groups[0])
+        theirs.step_eagerly(grads)
+        for a, b in zip(ours.params, theirs.params, strict=True):
+            assert (a.float() - b.float()).abs().le(b.float().abs() * 2**-7).all()
+        for state, like in zip(ours.states, theirs.states, strict=True):
+            for key in state:
+                assert state[key].dtype == (torch.float32 if state[key].dim() else torch.float64)
+                assert torch.allclose(state[key], like[key], rtol=1e-5, atol=1e-6)
+
+
+@methods
+@pytest.mark.parametrize("tensor_lr", [False, True])
+def test_counters_on_the_device_make_the_same_steps(method, tensor_lr):
+    cases = (Case((4, 6), dp.GroupLasso(0.1)), Case((3,), None))
+    host, device = Run(method, cases), Run(method, cases, capturable=True)
+    fused, captured = host.fused(), device.fused()
+    lr = torch.tensor(LR[method], device=DEVICE, dtype=torch.float64)
+    if tensor_lr:
+        device.set(lr=lr)
+    for step in range(5):
+        if step == 2:
+            for run in (host, device):
+                run.opt.restart()
+                run.set(ramp=True, eps=1e-4)
+            host.set(lr=LR[method] / 2)
+            if tensor_lr:
+                lr.mul_(0.5)
+            else:
+                device.set(lr=LR[method] / 2)
+        grads: list[Any] = host.gradients(step)
+        if step == 3:
+            grads[1] = None
+        fused.step(grads, host.opt.param_groups[0])
+        captured.step(grads, device.opt.param_groups[0])
+        assert_close(device, host, 1e-6)
+    if host.opt.param_groups[0].get("stage_lr") is not None:
+        assert host.opt.param_groups[0]["stage_lr"] == LR[method] / 2
+
+
+@methods
+@pytest.mark.parametrize("capturable", [False, True])
+def test_zero_lr_and_missing_gradients_change_nothing(method, capturable):
+    run = Run(method, (Case((4, 6), dp.GroupLasso(0.1)), Case((3,), None)), capturable=capturable)
+    fused = run.fused()
+    before = snapshot(run)
+    run.set(lr=torch.zeros((), device=DEVICE))
+    fused.step(run.gradients(0), run.opt.param_groups[0])
+    run.set(lr=0.5)
+    fused.step([None, None], run.opt.param_groups[0])
+    assert_equal(snapshot(run), before)
+
+
+@methods
+def test_maximize_and_weight_decay_follow_eager(method):
+    settings = {"weight_decay": 0.2, "betas": (0.5, 0.7)} if method == "prox_adamw" else {}
+    cases = (Case((4, 6), dp.GroupLasso(0.1)), Case((3,), None))
+    ours, theirs = (Run(method, cases, maximize=True, **settings) for _ in range(2))
+    fused = ours.fused()
+    for step in range(2):
+        grads = ours.gradients(step)
+        fused.step(grads, ours.opt.param_groups[0])
+        theirs.step_eagerly(grads)
+    assert_close(ours, theirs)
+
+
+@methods
+def test_zero_gradients_follow_eager(method):
+    cases = (Case((4, 6), dp.GroupLasso(0.1)), Case((3, 5), dp.L1(0.1)), Case((3,), None))
+    ours, theirs = Run(method, cases), Run(method, cases)
+    fused = ours.fused()
+    for _ in range(2):
+        grads = ours.gradients(0, scale=0.0)
+        fused.step(grads, ours.opt.param_groups[0])
+        theirs.step_eagerly(grads)
+    assert_close(ours, theirs)
+
+
+@methods
+@pytest.mark.parametrize("tiling", [None, SWEPT, SPLIT], ids=["resident", "swept", "split"])
+def test_a_nan_stays_in_its_group_and_reaches_all_of_it(method, tiling):
+    cases = (Case((4, 6), dp.GroupLasso(0.1)), Case((5, 3), dp.L1(0.1)))
+    ours, theirs = Run(method, cases, tiling), Run(method, cases)
+    grads = ours.gradients(0)
+    for grad in grads:
+        grad[2, 1] = math.nan
+    ours.fused().step(grads, ours.opt.param_groups[0])
+    theirs.step_eagerly(grads)
+    for a, b in zip(ours.params, theirs.params, strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+    assert ours.params[0].isnan()[:, 1].all() and ours.params[0].isnan().sum() == 4
+
+
+def test_a_norm_equal_to_the_threshold_is_dead():
+    weight = torch.tensor([[3.0, 3.0], [4.0, 4.1]], device=DEVICE)
+    penalty = dp.GroupLasso(5.0, size_weighted=False)
+    for method, settings, scale in (
+        ("prox_sgd", {"lr": 1.0}, 1.0),
+        ("prox_adamw", {"lr": 0.5, "eps": 0.5}, 1.0),
+    ):
+        run = Run(method, (Case((2, 2), penalty), Case((2, 2), dp.L1(4.0))), **settings)
+        for param in run.params:
+            param.data.copy_(weight * scale)
+        run.fused().step(run.gradients(0, scale=0.0), run.opt.param_groups[0])
+        assert (run.params[0] == 0).tolist() == [[True, False], [True, False]]
+        assert (run.params[1] == 0).tolist() == [[True, True], [True, False]]
+
+
+@pytest.mark.parametrize("method", ["rmda", "ramda"])
+def test_steps_follow_the_float64_oracle(method):
+    case = Case((5, 7), dp.GroupLasso(0.3))
+    run = Run(method, (case,), momentum=0.0)
+    make = algorithms.RMDA if method == "rmda" else algorithms.RAMDA
+    more = {} if method == "rmda" else {"eps": 1e-6}
+    theirs = make(
+        run.params[0].detach().double().cpu().numpy(),
+        oracle("GroupLasso", strength=0.3, axis=1),
+        LR[method],
+        1.0,
+        **more,
+    )
+    fused = run.fused()
+    for step in range(5):
+        grads = run.gradients(step)
+        fused.step(grads, run.opt.param_groups[0])
+        theirs.step(grads[0].double().cpu().numpy())
+        ours = run.params[0].detach().double().cpu().numpy()
+        assert np.abs(ours - theirs.w).max() <= 1e-5 * np.abs(theirs.w).max()
+        assert ((ours == 0) == (theirs.w == 0)).all()
+
+
+def test_a_gradient_laid_out_otherwise_is_read_right_and_not_written():
+    case = Case((4, 6), dp.GroupLasso(0.1))
+    ours, theirs = Run("ramda", (case,)), Run("ramda", (case,))
+    grads = theirs.gradients(0)
+    strided = [g.t().contiguous().t() for g in grads]
+    ours.fused().step(strided, ours.opt.param_groups[0])
+    theirs.step_eagerly(grads)
+    assert_close(ours, theirs)
+    assert_equal(strided, grads)
+
+
+def test_what_has_no_triton_step_is_named():
+    run = Run("prox_adamw", (Case((4, 6), None),))
+    param, state = run.params[0].data, run.states[0]
+    assert unsupported("prox_adamw", param, state, None) is None
+    assert "float64" in str(unsupported("prox_adamw", param.double(), state, None))
+    gap = torch.zeros(4, 12, device=DEVICE)[:, ::2]
+    assert "laid out as a grid" in str(unsupported("prox_adamw", gap, state, None))
+    turned = {**state, "exp_avg": state["exp_avg"].t().contiguous().t()}
+    assert "not laid out like it" in str(unsupported("prox_adamw", param, turned, None))
+    assert "amsgrad" in str(
+        unsupported("prox_adamw", param, {**state, "max_exp_avg_sq": param}, None)
+    )
+    with pytest.raises(ValueError, match="not laid out like it"):
+        TritonGroup("prox_adamw", [param], [turned], [None])
+
+
+def test_replaced_tensors_do_not_fit():
+    run = Run("rmda", (Case((4, 6), None),))
+    fused = run.fused()
+    assert fused.fits([p.data for p in run.params], run.states)
+    run.states[0]["grad_sum"] = run.states[0]["grad_sum"].clone()
+    assert not fused.fits([p.data for p in run.params], run.states)
+
+
+def test_a_compiled_function_may_take_steps():
+    ours, theirs = (Run("ramda", (Case((4, 6), dp.GroupLasso(0.1)),)) for _ in range(2))
+    fused, grads = ours.fused(), ours.gradients(0)
+    group = ours.opt.param_groups[0]
+    torch.compile(lambda: fused.step(grads, group), backend="eager")()
+    theirs.step_eagerly(grads)
+    assert_close(ours, theirs)
+
+
+@pytest.mark.gpu
+@methods
+def test_a_replayed_graph_takes_the_same_steps(method):
+    if INTERPRETED:
+        pytest.skip("CUDA graphs need a GPU")
+    cases = (Case((40, 60), dp.GroupLasso(0.1)), Case((3,), None), Case((50, 8), dp.L1(0.1)))
+    ours, theirs = (Run(method, cases, capturable=True) for _ in range(2))
+    lr = torch.tensor(LR[method], device=DEVICE)
+    for run in (ours, theirs):
+        run.set(lr=lr)
+    fused, plain, grads = ours.fused(), theirs.fused(), ours.gradients(0)
+    group = ours.opt.param_groups[0]
+    fused.step(grads, group)  # compiles
+    plain.step(grads, group)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        fused.step(grads, group)
+    for step in range(4):
+        if step == 2:
+            lr.mul_(0.5)
+            for run in (ours, theirs):
+                run.opt.restart()
+        for grad, new in zip(grads, ours.gradients(step), strict=True):
+            grad.copy_(new)
+        graph.replay()
+        plain.step(grads, group)
+        assert_equal(snapshot(ours), snapshot(theirs))
