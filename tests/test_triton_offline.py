@@ -67,6 +67,7 @@ KERNELS = (
     ("sweeps", "split_newton", {**CHUNK, "FIRST": False}, 8, 1),
     ("sweeps", "split_write", CHUNK, 8, 1),
     ("prologue", "prologue", {}, 1, 1),
+    ("prologue", "write_words", {}, 1, 1),
 )
 
 
@@ -91,6 +92,9 @@ def test_kernels_compile_for_hopper_with_wide_loads(method):
                 types = {"LR": triton.language.float32}
             known = {"METHOD": method, **types, **constants}
             signature = {n: TABLES.get(n, "constexpr") for n in kernel.arg_names}
+            if name == "write_words":
+                known, signature = {}, dict.fromkeys(kernel.arg_names, "i64")
+                signature["table"] = "*i64"
             pointers = [k for k, n in enumerate(kernel.arg_names) if n in TABLES]
             source = compiler.ASTSource(
                 kernel,

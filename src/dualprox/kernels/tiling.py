@@ -146,7 +146,9 @@ def _resident_columns(grid: Grid, tiling: Tiling) -> Shape | None:
         for rows, narrow in _COLUMNS.items():
             if rows * blocks < grid.outer or (blocks > 1 and rows != max(_COLUMNS)):
                 continue
-            columns = narrow if grid.inner == 1 else max(narrow, power_of_two(grid.inner))
+            # Runs of several entries leave lanes idle and are not aligned: the longer the better.
+            wide = max(min(64, tiling.resident // rows), power_of_two(grid.inner))
+            columns = narrow if grid.inner == 1 else wide
             if rows * columns <= tiling.resident:
                 slots = power_of_two(columns // grid.inner) if grid.inner > 1 else 0
                 return Shape("resident", rows * blocks, columns, slots=slots, blocks=blocks)

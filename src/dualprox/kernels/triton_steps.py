@@ -18,9 +18,11 @@ What is where:
   waits for the device.
 - *Capturable*: counters live on the parameters' device, a first small kernel moves them and works
   the scalars out, and nothing is uploaded unless addresses or settings change. `lr` may be a
-  tensor on the device; 0 there leaves everything as it is. Under CUDA graph capture addresses and
-  numbers are frozen, tensors are read anew at each replay. Whether a stage begins is known only on
-  the device, so ``group["stage_lr"]`` is not kept and nobody warns that lr changed in a stage.
+  tensor on the device; 0 there leaves everything as it is. Take a step before capturing a CUDA
+  graph, for kernels to be compiled. In the graph the addresses of the gradients and plain numbers
+  are frozen; tensors, a tensor `lr` among them, are read anew at each replay. Whether a stage
+  begins is known only on the device, so ``group["stage_lr"]`` is not kept and nobody warns that lr
+  changed in a stage.
 
 Bytes moved per float32 parameter (a fused AdamW: 28): RMDA 24, ProxSGD 20, ProxAdamW 28, RAMDA 32
 for elementwise and resident tiles, which read the parameter a second time out of L2 under a metric.
@@ -170,8 +172,7 @@ class TritonGroup:
         # Zero-copy numpy: reading a counter this way takes a twentieth of `item`.
         self._values = [] if capturable else [[c.numpy() for c in row] for row in self._counters]
         self._addresses = self._all_addresses(params, states)
-        self._uploaded: tuple[Any, Tensor, Tensor] | None = None
-        self._frozen: list[Any] = []  # what CUDA graphs will read at every replay
+        self._uploaded: tuple[bytes, Tensor] | None = None
         self._build(forms, Tiling() if tiling is None else tiling)
 
     def _all_addresses(
@@ -265,22 +266,23 @@ class TritonGroup:
             return grad
         return torch.empty_like(param, requires_grad=False).copy_(grad)
 
-    def _upload(self, words: np.ndarray, keep: Any) -> Tensor:
-        """Words on the device, without waiting; a new tensor each time, for graphs to keep."""
+    def _upload(self, words: np.ndarray) -> Tensor:
+        """Words on the device, without waiting; a new tensor each time."""
         host = torch.from_numpy(words)
         if self._device.type != "cuda":
             return host
-        # A new pinned tensor too: torch does not hand its memory out again before the copy is done.
-        pinned = host.pin_memory()
-        there = pinned.to(self._device, non_blocking=True)
-        if torch.cuda.is_current_stream_capturing():
-            self._frozen.append((pinned, there, keep))
-        return there
+        # New pinned memory too: torch does not hand it out again before the copy is done.
+        return host.pin_memory().to(self._device, non_blocking=True)
+
+    def _is_capturing(self) -> bool:
+        return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     def _scalars_from_host(
         self, grads: Sequence[Tensor | None], settings: Mapping[str, Any], lr: float
     ) -> tuple[Tensor, Tensor]:
         """Move the counters and work out the scalars here; upload them with the addresses."""
+        if self._is_capturing():
+            raise RuntimeError("a step in a CUDA graph needs capturable=True")
         count = len(grads)
         words = np.zeros(count * (1 + _ROW), dtype=np.int64)
         rows = words[count:].view(np.float64).reshape(count, _ROW)
@@ -293,14 +295,14 @@ class TritonGroup:
                 rows[i, : len(row)] = row
         if begins and isinstance(settings, dict):
             settings["stage_lr"] = lr
-        there = self._upload(words, grads)
+        there = self._upload(words)
         return there[:count], there[count:].view(torch.float64)
 
     def _scalars_on_device(
         self, grads: Sequence[Tensor | None], settings: Mapping[str, Any], lr: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         """Launch the kernel that moves the counters; upload what has changed since last time."""
-        from .device.launch import launch_prologue
+        from .device.launch import launch_prologue, written_words
 
         addresses = [0 if g is None else g.data_ptr() for g in grads]
         b1, b2 = settings.get("betas", (0.0, 0.0))
@@ -315,17 +317,18 @@ class TritonGroup:
             -1.0 if settings["maximize"] else 1.0,
         )
         assert len(numbers) == _SETTINGS
-        # Compared by bits: -0.0 and 0.0 differ.
-        key = (addresses, np.array(numbers).tobytes())
-        if self._uploaded is None or self._uploaded[0] != key:
-            words = np.array(addresses + [0] * _SETTINGS, dtype=np.int64)
-            words[len(addresses) :].view(np.float64)[:] = numbers
-            there = self._upload(words, grads)
-            split = there[: len(addresses)], there[len(addresses) :].view(torch.float64)
-            self._uploaded = (key, *split)
-        _, pointers, table = self._uploaded
-        if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            self._frozen.append((self._uploaded, grads, lr))
+        words = np.array(addresses + [0] * _SETTINGS, dtype=np.int64)
+        words[len(addresses) :].view(np.float64)[:] = numbers
+        key = words.tobytes()
+        if self._is_capturing():
+            there = written_words(words, self._device)
+        elif self._uploaded is not None and self._uploaded[0] == key:
+            there = self._uploaded[1]
+        else:
+            there = self._upload(words)
+            self._uploaded = key, there
+        count = len(addresses)
+        pointers, table = there[:count], there[count : count + _SETTINGS].view(torch.float64)
         launch_prologue(self.method, self._counter_table, pointers, table, lr, self._rows)
         return pointers, self._rows
 
@@ -338,12 +341,8 @@ class TritonGroup:
             launch(self.method, shape, dtype, entries, aligned, tables, records, steps)
 
 
-@torch.compiler.disable
-def _take_step(
-    group: TritonGroup, grads: Sequence[Tensor | None], settings: Mapping[str, Any]
-) -> None:
-    """The step, which torch.compile leaves as it is: addresses mean nothing to a tracer."""
-    group._step(grads, settings)
+# torch.compile leaves the step as it is: addresses mean nothing to a tracer.
+_take_step: Any = torch.compiler.disable(TritonGroup._step)
 
 
 def host_row(

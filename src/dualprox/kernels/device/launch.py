@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 import triton.language as tl  # pyright: ignore[reportMissingImports] # optional
 from torch import Tensor
 
 from ..tiling import Shape
-from .prologue import prologue
+from .prologue import HALF, prologue, write_words
 from .steps import elementwise_step, resident_step
 from .sweeps import split_newton, split_update, split_write, sweeping_step
 
@@ -21,8 +22,25 @@ _TYPES = {
 _OPTIONS = {"enable_fp_fusion": True}
 
 
-def _run(kernel: Any, programs: int, *arguments: Tensor, **options: Any) -> None:
+def _run(kernel: Any, programs: int, *arguments: Tensor | int, **options: Any) -> None:
     kernel[(programs,)](*arguments, **options, **_OPTIONS)
+
+
+def written_words(words: np.ndarray, device: torch.device) -> Tensor:
+    """The words on the device, put there by kernels whose arguments they are.
+
+    A captured graph keeps arguments, whereas a copy would read host memory at each replay.
+    """
+    count = -(-len(words) // 8) * 8
+    padded = np.zeros(count, dtype=np.int64)
+    padded[: len(words)] = words
+    table = torch.empty(count, dtype=torch.int64, device=device)
+    half = int(HALF.value)
+    low, high = padded & 0xFFFFFFFF, padded >> 32
+    halves = (np.stack([low, high], axis=1) + half).reshape(-1, 16).tolist()
+    for k, sixteen in enumerate(halves):
+        _run(write_words, 1, table, 8 * k + half, *sixteen, num_warps=1)
+    return table
 
 
 def launch_prologue(

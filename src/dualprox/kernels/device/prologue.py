@@ -6,6 +6,9 @@
 import triton  # pyright: ignore[reportMissingImports] # optional
 import triton.language as tl  # pyright: ignore[reportMissingImports] # optional
 
+# Added to the halves of words passed as arguments, so that all are taken for 64-bit integers.
+HALF = tl.constexpr(1 << 40)
+
 
 @triton.jit
 def power(base, exponent):
@@ -90,3 +93,37 @@ def prologue(counters, grads, settings, lr_of, rows, METHOD: tl.constexpr, LR: t
             tl.store(row + 10, tl.load(settings + 5))
             tl.store(row + 11, 1.0 - lr * tl.load(settings + 6))
     tl.store(step_of, step)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "first",
+        "l0",
+        "h0",
+        "l1",
+        "h1",
+        "l2",
+        "h2",
+        "l3",
+        "h3",
+        "l4",
+        "h4",
+        "l5",
+        "h5",
+        "l6",
+        "h6",
+        "l7",
+        "h7",
+    ]
+)
+def write_words(table, first, l0, h0, l1, h1, l2, h2, l3, h3, l4, h4, l5, h5, l6, h6, l7, h7):
+    """Write eight 64-bit words, given as low and high halves, where a captured copy could not."""
+    place = table + (first - HALF)
+    tl.store(place + 0, ((h0 - HALF) << 32) | (l0 - HALF))
+    tl.store(place + 1, ((h1 - HALF) << 32) | (l1 - HALF))
+    tl.store(place + 2, ((h2 - HALF) << 32) | (l2 - HALF))
+    tl.store(place + 3, ((h3 - HALF) << 32) | (l3 - HALF))
+    tl.store(place + 4, ((h4 - HALF) << 32) | (l4 - HALF))
+    tl.store(place + 5, ((h5 - HALF) << 32) | (l5 - HALF))
+    tl.store(place + 6, ((h6 - HALF) << 32) | (l6 - HALF))
+    tl.store(place + 7, ((h7 - HALF) << 32) | (l7 - HALF))
