@@ -22,8 +22,9 @@ from typing import Any
 import torch
 
 import dualprox as dp
+from dualprox.kernels.scalars import Method
 from dualprox.kernels.tiling import Tiling
-from dualprox.kernels.triton_steps import Method, TritonGroup, unavailable
+from dualprox.kernels.triton_steps import TritonGroup, unavailable
 
 ROOT = Path(__file__).parents[1]
 Shapes = list[tuple[int, ...]]

@@ -34,10 +34,9 @@ Source: docs/math.md, the norm equation.
 """
 
 import contextlib
-import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,9 +44,8 @@ from torch import Tensor
 
 from ..penalties.base import SparseGroupForm
 from .grid import Grid, grid_of, memory_order
+from .scalars import ROW, Method, host_row
 from .tiling import Plan, Shape, Tiling, elementwise, merged, plan
-
-Method = Literal["rmda", "ramda", "prox_sgd", "prox_adamw"]
 
 # Names of the state in the order of the kernels' tables: anchor, first sum, second sum.
 _BUFFERS: dict[str, tuple[str, ...]] = {
@@ -64,7 +62,6 @@ _COUNTERS: dict[str, tuple[str, ...]] = {
 }
 _METRIC = ("ramda", "prox_adamw")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_ROW = 12  # scalars of a tensor; `device.steps` says which
 _SETTINGS = 8
 # Newton evaluations of a split tile: it cannot ask the host whether more are needed.
 _BLIND_STEPS = 12
@@ -127,6 +124,15 @@ def _plan(param: Tensor, form: SparseGroupForm | None, tiling: Tiling) -> Plan:
     return elementwise(param.numel()) if grid is None else plan(grid, tiling)
 
 
+def _places(
+    method: Method, params: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]
+) -> list[int]:
+    """Addresses of parameters and buffers."""
+    names = [name for name in _BUFFERS[method] if name]
+    buffers = [state[name].data_ptr() for state in states for name in names]
+    return [p.data_ptr() for p in params] + buffers
+
+
 class TritonGroup:
     """The step of one method for several tensors on one device.
 
@@ -171,21 +177,20 @@ class TritonGroup:
         self._counters = [[state[c] for c in _COUNTERS[method]] for state in states]
         # Zero-copy numpy: reading a counter this way takes a twentieth of `item`.
         self._values = [] if capturable else [[c.numpy() for c in row] for row in self._counters]
-        self._addresses = self._all_addresses(params, states)
+        self._places = _places(method, params, states)
         self._uploaded: tuple[bytes, Tensor] | None = None
         self._build(forms, Tiling() if tiling is None else tiling)
 
-    def _all_addresses(
-        self, params: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]
-    ) -> list[int]:
-        names = (*filter(None, _BUFFERS[self.method]), *_COUNTERS[self.method])
-        tensors = [t for p, s in zip(params, states, strict=True) for t in (p, *map(s.get, names))]
-        return [0 if t is None else t.data_ptr() for t in tensors]
-
     def fits(self, params: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]) -> bool:
-        """Whether these are still the tensors it was built for."""
-        return len(params) == len(self._params) and self._addresses == self._all_addresses(
-            params, states
+        """Whether these are still the tensors it was built for, in their places."""
+        return (
+            len(params) == len(self._params)
+            and self._places == _places(self.method, params, states)
+            and all(
+                state[name] is counter
+                for state, row in zip(states, self._counters, strict=True)
+                for name, counter in zip(_COUNTERS[self.method], row, strict=True)
+            )
         )
 
     def _build(self, forms: Sequence[SparseGroupForm | None], tiling: Tiling) -> None:
@@ -207,6 +212,9 @@ class TritonGroup:
                 self._aligned[i] = one.aligned and not any(p % 16 for p in pointers)
                 key = (one.shape, param.dtype, bool(strengths[i, 0]), self._aligned[i])
                 launches.setdefault(key, []).append((i, one))
+        self._layouts = [
+            (p.stride(), p.dtype, a) for p, a in zip(self._params, self._aligned, strict=True)
+        ]
         self._tensors = torch.from_numpy(tensors).to(self._device)
         self._strengths = torch.from_numpy(strengths).to(self._device)
         self._launches = []
@@ -221,7 +229,7 @@ class TritonGroup:
                 words[i, : len(row)] = [c.data_ptr() for c in row]
             self._counter_table = torch.from_numpy(words).to(self._device)
             self._rows = torch.zeros(
-                len(self._params), _ROW, dtype=torch.float64, device=self._device
+                len(self._params), ROW, dtype=torch.float64, device=self._device
             )
 
     def step(self, grads: Sequence[Tensor | None], settings: Mapping[str, Any]) -> None:
@@ -243,7 +251,7 @@ class TritonGroup:
             lr = float(lr)
             if lr == 0:
                 return
-        grads = [self._laid_out(i, g) for i, g in enumerate(grads)]
+        addresses, copies = self._addresses_of(grads)
         guard = (
             torch.cuda.device(self._device)
             if self._device.type == "cuda"
@@ -251,20 +259,25 @@ class TritonGroup:
         )
         with guard:
             if self.capturable:
-                pointers, rows = self._scalars_on_device(grads, settings, lr)
+                pointers, rows = self._scalars_on_device(addresses, settings, lr)
             else:
-                pointers, rows = self._scalars_from_host(grads, settings, float(lr))
+                pointers, rows = self._scalars_from_host(addresses, settings, float(lr))
             self._launch(pointers, rows)
+        del copies  # lived until the kernels that read them were queued
 
-    def _laid_out(self, i: int, grad: Tensor | None) -> Tensor | None:
-        """The gradient, or a copy of it laid out in memory as the kernels assume."""
-        if grad is None:
-            return None
-        param = self._params[i]
-        same = grad.dtype == param.dtype and _is_laid_out_like(grad, param)
-        if same and not (self._aligned[i] and grad.data_ptr() % 16):
-            return grad
-        return torch.empty_like(param, requires_grad=False).copy_(grad)
+    def _addresses_of(self, grads: Sequence[Tensor | None]) -> tuple[list[int], list[Tensor]]:
+        """Where the gradients are; those not laid out as the kernels assume are copied first."""
+        addresses, copies = [], []
+        for grad, (stride, dtype, aligned) in zip(grads, self._layouts, strict=True):
+            address = 0 if grad is None else grad.data_ptr()
+            if grad is not None and (
+                grad.stride() != stride or grad.dtype != dtype or (aligned and address % 16)
+            ):
+                param = self._params[len(addresses)]
+                copies.append(torch.empty_like(param, requires_grad=False).copy_(grad))
+                address = copies[-1].data_ptr()
+            addresses.append(address)
+        return addresses, copies
 
     def _upload(self, words: np.ndarray) -> Tensor:
         """Words on the device, without waiting; a new tensor each time."""
@@ -278,33 +291,42 @@ class TritonGroup:
         return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     def _scalars_from_host(
-        self, grads: Sequence[Tensor | None], settings: Mapping[str, Any], lr: float
+        self, addresses: list[int], settings: Mapping[str, Any], lr: float
     ) -> tuple[Tensor, Tensor]:
         """Move the counters and work out the scalars here; upload them with the addresses."""
         if self._is_capturing():
             raise RuntimeError("a step in a CUDA graph needs capturable=True")
-        count = len(grads)
-        words = np.zeros(count * (1 + _ROW), dtype=np.int64)
-        rows = words[count:].view(np.float64).reshape(count, _ROW)
-        begins = False
-        for i, grad in enumerate(grads):
-            if grad is not None:
-                words[i] = grad.data_ptr()
-                row = host_row(self.method, self._values[i], settings, lr)
-                begins |= bool(row[1])
-                rows[i, : len(row)] = row
-        if begins and isinstance(settings, dict):
-            settings["stage_lr"] = lr
+        count = len(addresses)
+        words = np.zeros(count * (1 + ROW), dtype=np.int64)
+        rows = words[count:].view(np.float64).reshape(count, ROW)
+        words[:count] = addresses
+        # Most tensors have counters in common: their scalars are worked out once.
+        moved: dict[tuple[float, ...], tuple[list[float], list[int]]] = {}
+        for i, counters in enumerate(self._values):
+            if addresses[i]:
+                before = tuple([c.item() for c in counters])
+                known = moved.get(before)
+                if known is None:
+                    row, after = host_row(self.method, before, settings, lr)
+                    known = moved[before] = [*after, *row], []
+                for counter, old, new in zip(counters, before, known[0], strict=False):
+                    if new != old:
+                        counter.fill(new)
+                known[1].append(i)
+        for values, which in moved.values():
+            row = values[len(_COUNTERS[self.method]) :]
+            rows[which, : len(row)] = row
+            if row[1] and isinstance(settings, dict):
+                settings["stage_lr"] = lr
         there = self._upload(words)
         return there[:count], there[count:].view(torch.float64)
 
     def _scalars_on_device(
-        self, grads: Sequence[Tensor | None], settings: Mapping[str, Any], lr: float | Tensor
+        self, addresses: list[int], settings: Mapping[str, Any], lr: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         """Launch the kernel that moves the counters; upload what has changed since last time."""
         from .device.launch import launch_prologue, written_words
 
-        addresses = [0 if g is None else g.data_ptr() for g in grads]
         b1, b2 = settings.get("betas", (0.0, 0.0))
         numbers = (
             0.0 if isinstance(lr, Tensor) else lr,
@@ -343,50 +365,3 @@ class TritonGroup:
 
 # torch.compile leaves the step as it is: addresses mean nothing to a tracer.
 _take_step: Any = torch.compiler.disable(TritonGroup._step)
-
-
-def host_row(
-    method: Method, counters: Sequence[np.ndarray], settings: Mapping[str, Any], lr: float
-) -> list[float]:
-    """Move a tensor's counters by one step; the scalars that the kernels need of it.
-
-    Args:
-        method: the optimizer's.
-        counters: 0-dim float64 arrays in the order of the states' names, written in place.
-        settings: as for `TritonGroup.step`.
-        lr: > 0.
-
-    Example:
-        >>> step = np.array(0.0)
-        >>> host_row("prox_sgd", [step], {"momentum": 0.75, "maximize": False}, 0.5)
-        [1.0, 0.0, 0.5, 0.0, 1.0, 0.25, 2.0]
-        >>> float(step)
-        1.0
-    """
-    sign = -1.0 if settings["maximize"] else 1.0
-    if method in ("rmda", "ramda"):
-        fresh = bool(counters[2] != 0)
-        step = (0.0 if fresh else float(counters[0])) + 1
-        beta = math.sqrt(step)
-        scale = lr * beta  # s_t
-        penalty_sum = (0.0 if fresh else float(counters[1])) + scale  # alpha_t
-        counters[0][...], counters[1][...], counters[2][...] = step, penalty_sum, 0
-        weight = 1 - settings["momentum"]  # c
-        if settings["ramp"]:
-            weight = min(weight * beta, 1.0)
-        if method == "rmda":
-            return [1.0, fresh, penalty_sum / beta, weight, sign * scale, beta]
-        counters[3][...] = settings["eps"]
-        return [1.0, fresh, penalty_sum, weight, sign * scale, scale, settings["eps"]]
-    counters[0][...] += 1
-    if method == "prox_sgd":
-        metric = 1 / lr
-        return [1.0, 0.0, 1.0 / metric, 0.0, sign, 1 - settings["momentum"], metric]
-    (b1, b2), step = settings["betas"], float(counters[0])
-    return [
-        *(1.0, 0.0, lr, 0.0, sign, 1 - b1, b2, 1 - b2),
-        lr / (1 - b1**step),
-        (1 - b2**step) ** 0.5,
-        settings["eps"],
-        1 - lr * settings["weight_decay"],
-    ]
