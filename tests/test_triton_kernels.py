@@ -25,7 +25,7 @@ pytestmark = [
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = DEVICE == "cpu"
 SWEPT = Tiling(resident=0, chunk=256, few=0)
-SPLIT = Tiling(resident=0, chunk=256, few=99, programs=3)
+SPLIT = Tiling(resident=0, chunk=128, few=99, programs=3)
 CLUSTERED = Tiling(resident=8192, blocks=4)
 EAGER: dict[Method, Any] = {
     "rmda": dp.RMDA,
@@ -195,14 +195,18 @@ def test_steps_follow_the_eager_ones_to_the_same_support(method, cases, tiling):
     assert 0 < dead < sum(p.numel() for p in ours.params)
 
 
-@pytest.mark.gpu
-@methods
-def test_clusters_of_thread_blocks_agree_with_eager(method):
-    if INTERPRETED:
-        pytest.skip("clusters exist on a GPU only")
-    cases = (Case((3000, 24), dp.GroupLasso(0.2)), Case((2000, 5, 3, 3), dp.GroupLasso(0.2)))
-    for tiling in (CLUSTERED, Tiling(), SPLIT):
-        train(method, Run(method, cases, tiling), Run(method, cases))
+@pytest.mark.parametrize(
+    ("method", "tiling"), [("rmda", Tiling()), ("rmda", CLUSTERED), ("ramda", CLUSTERED)]
+)
+def test_tall_matrices_follow_eager(method, tiling):
+    cases = (Case((1100, 9), dp.GroupLasso(0.2)), Case((1030, 3, 2, 2), dp.GroupLasso(0.2)))
+    train(method, Run(method, cases, tiling), Run(method, cases), steps=2)
+
+
+def test_a_tile_shared_by_more_programs_than_are_added_at_once_follows_eager():
+    cases = (Case((40, 5), dp.GroupLasso(0.2)),)
+    crowd = Tiling(resident=0, chunk=8, few=99, programs=40)
+    train("rmda", Run("rmda", cases, crowd), Run("rmda", cases), steps=2)
 
 
 @methods

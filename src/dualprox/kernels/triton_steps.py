@@ -9,7 +9,8 @@ How an optimizer calls it, for the parameters of one param group that are on one
 
 The steps are those of `update` in `optim`: same state, same formulas, the subproblem solved by
 Newton's method on the norm of each group. No step synchronises, and none allocates more than the
-few words it uploads. Sums are added in an order fixed by the shapes: a run repeats bit by bit.
+few words it uploads. Sums are added in an order fixed by the shapes, and by whether tensors are
+aligned to 16 bytes as torch allocates them: a run repeats bit by bit.
 
 What is where:
 
@@ -27,8 +28,8 @@ What is where:
 Bytes moved per float32 parameter (a fused AdamW: 28): RMDA 24, ProxSGD 20, ProxAdamW 28, RAMDA 32
 for elementwise and resident tiles, which read the parameter a second time out of L2 under a metric.
 A swept or split tile moves, from L2 if it still holds them and else from memory, RMDA 24 + 12,
-ProxSGD 20 + 12, and with n Newton steps RAMDA 32 + 16 + 12 n, ProxAdamW 28 + 16 + 12 n. Two Newton
-steps are usual.
+ProxSGD 20 + 8, and with n Newton steps RAMDA 32 + 16 + 12 n, ProxAdamW 28 + 12 + 12 n. Two Newton
+steps are usual once training is under way.
 
 Source: docs/math.md, the norm equation.
 """
@@ -98,6 +99,8 @@ def unsupported(
         return f"it is on {param.device}"
     if param.dtype not in _DTYPES:
         return f"it is {param.dtype}, not float32, bfloat16 or float16"
+    if param.numel() >= 2**31:
+        return "it has 2^31 entries or more"
     if memory_order(param) is None or grid_of(param, form.slices if form else None) is None:
         return "its groups are not laid out as a grid in its memory"
     if "max_exp_avg_sq" in state:
@@ -166,8 +169,9 @@ class TritonGroup:
             if why is None and param.device != params[0].device:
                 why = f"it is on {param.device}, others on {params[0].device}"
             place = param.device.type if capturable else "cpu"
-            if why is None and any(state[c].device.type != place for c in _COUNTERS[method]):
-                why = f"its counters must be on {place}"
+            counters = [(state[c].device.type, state[c].dtype) for c in _COUNTERS[method]]
+            if why is None and any(c != (place, torch.float64) for c in counters):
+                why = f"its counters must be float64 on {place}"
             if why:
                 raise ValueError(f"a parameter of shape {tuple(param.shape)} has none: {why}")
         self.method: Method = method
