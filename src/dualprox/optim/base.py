@@ -173,10 +173,8 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
                     counts = plan.kernel.iterations()
                     for param, count in zip(plan.fused, counts, strict=True):
                         self._note_solve(param, count, None)
-            for param in plan.eager:
-                assert param.grad is not None
-                grad = -param.grad if group["maximize"] else param.grad
-                self.update(param, grad, self.ready_state(param, group), group, lr)
+            if plan.eager:
+                self._update_all(plan.eager, group, lr)
         return loss
 
     def _require_dense(self, group: dict[str, Any], params: list[Tensor]) -> None:
@@ -213,6 +211,13 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
 
     def _begin_step(self, group: dict[str, Any], params: list[Tensor], lr: float) -> None:
         """Called before the parameters of a group move."""
+
+    def _update_all(self, params: list[Tensor], group: dict[str, Any], lr: float) -> None:
+        """`update` each of these parameters of a group."""
+        for param in params:
+            assert param.grad is not None
+            grad = -param.grad if group["maximize"] else param.grad
+            self.update(param, grad, self.ready_state(param, group), group, lr)
 
     @abstractmethod
     def update(
