@@ -305,7 +305,7 @@ def test_a_copied_optimizer_continues_bit_by_bit(maker, copied_by):
 
 
 @every
-@pytest.mark.parametrize("option", ["foreach", "fused", "capturable", "differentiable"])
+@pytest.mark.parametrize("option", ["foreach", "fused", "differentiable"])
 def test_torch_options_it_does_not_have_are_refused(maker, option):
     params, _ = small_problem()
     maker(grouped(params), **{option: False})
@@ -325,6 +325,7 @@ def test_torch_options_it_does_not_have_are_refused(maker, option):
         (lambda p: dp.RAMDA(p, eps=0.0), "eps must be a finite number > 0, got 0.0"),
         (lambda p: dp.ProxAdamW(p, betas=(0.9, 1.0)), r"betas\[1\] must be in \[0, 1\), got 1.0"),
         (lambda p: dp.ProxAdamW(p, weight_decay=-1.0), "weight_decay .* got -1.0"),
+        (lambda p: dp.RMDA(p, capturable=True), "capturable needs impl='triton', got 'auto'"),
         (lambda p: dp.ProxSGD(p, impl="fast"), "impl must be one of .*, got 'fast'"),
         (lambda p: dp.RMDA([{"params": p, "weight_decay": 0.1}]), "weight_decay must be 0 for"),
     ],

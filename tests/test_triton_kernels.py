@@ -99,7 +99,7 @@ class Run:
         groups = [
             {"params": [p], "penalty": c.penalty} for p, c in zip(self.params, cases, strict=True)
         ]
-        self.opt = EAGER[method](groups, **{"lr": LR[method], **settings})
+        self.opt = EAGER[method](groups, **{"lr": LR[method], "impl": "eager", **settings})
         self.method: Method = method
         self.forms = [
             None if c.penalty is None else c.penalty.sparse_group_form(p)

@@ -29,7 +29,7 @@ plainly = pytest.mark.skipif(
 def test_kernels_pass_their_tests_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     done = subprocess.run(
-        [*command, str(HERE / "test_triton_kernels.py")],
+        [*command, *(str(HERE / f"test_triton_{name}.py") for name in ("kernels", "optimizers"))],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=HERE.parent,
         capture_output=True,

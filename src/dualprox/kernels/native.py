@@ -2,7 +2,8 @@
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,16 @@ def refusal(param: Tensor, state: dict[str, Tensor], form: SparseGroupForm | Non
     return None
 
 
+@dataclass(frozen=True)
+class _Row:
+    """One parameter as it was when the group was made, and its record."""
+
+    tensors: tuple[Tensor, ...]  # the parameter and its state
+    places: tuple[int, ...]
+    stride: tuple[int, ...]
+    record: Any
+
+
 class NativeGroup:
     """The fused step of parameters that `refusal` has passed, as they lie in memory now.
 
@@ -141,7 +152,7 @@ class NativeGroup:
         self._method = method
         # One array of records for each dtype, in the parameters' order.
         self._arrays: dict[torch.dtype, ctypes.Array[_Record]] = {}
-        self._rows: list[tuple[Tensor, tuple[Tensor, ...], tuple[int, ...], Any]] = []
+        self._rows: list[_Row] = []
         for dtype in dict.fromkeys(param.dtype for param in params):
             self._arrays[dtype] = (_Record * sum(param.dtype == dtype for param in params))()
         free = {dtype: iter(array) for dtype, array in self._arrays.items()}
@@ -161,50 +172,55 @@ class NativeGroup:
                 setattr(record, name, state[name].data_ptr() if name in state else None)
             tensors = (param, *state.values())
             places = tuple(tensor.data_ptr() for tensor in tensors)
-            self._rows.append((param, tensors, places, record))
+            self._rows.append(_Row(tensors, places, param.stride(), record))
 
-    def fits(self, states: Sequence[dict[str, Tensor]]) -> bool:
-        """Whether parameters and `states` are the tensors they were, where they were."""
-        for state, (_, tensors, places, _) in zip(states, self._rows, strict=True):
-            if len(state) + 1 != len(tensors):
+    def fits(self, params: Sequence[Tensor], states: Sequence[dict[str, Tensor]]) -> bool:
+        """Whether these are the tensors it was made for, where they were."""
+        for param, state, row in zip(params, states, self._rows, strict=True):
+            now = (param, *state.values())
+            if len(now) != len(row.tensors):
                 return False
-            if any(a is not b for a, b in zip(state.values(), tensors[1:], strict=True)):
+            if any(a is not b for a, b in zip(now, row.tensors, strict=True)):
                 return False
-            if tuple([tensor.data_ptr() for tensor in tensors]) != places:
+            if tuple([tensor.data_ptr() for tensor in now]) != row.places:
                 return False
         return True
 
-    def step(self, group: dict[str, Any], lr: float) -> None:
-        """Step all parameters by their gradients, in place, with the group's settings."""
+    def step(self, grads: Sequence[Tensor], settings: Mapping[str, Any]) -> None:
+        """One step of all parameters, in place.
+
+        Args:
+            grads: one per parameter; those of another layout or dtype are copied first.
+            settings: `lr`, `maximize` and the method's own: `momentum`, `ramp`; `eps`; `betas`,
+                `weight_decay`.
+        """
         kept = []  # copies of gradients must outlive the call
-        for param, _, _, record in self._rows:
-            grad = param.grad
-            assert grad is not None
-            if grad.stride() != param.stride() or grad.dtype != param.dtype:
-                grad = torch.empty_like(param).copy_(grad)
+        for row, grad in zip(self._rows, grads, strict=True):
+            if grad.stride() != row.stride or grad.dtype != row.tensors[0].dtype:
+                grad = torch.empty_like(row.tensors[0]).copy_(grad)
                 kept.append(grad)
-            record.grad = grad.data_ptr()
-        beta1, beta2 = group.get("betas", (0.0, 0.0))
-        settings = _Settings(
+            row.record.grad = grad.data_ptr()
+        beta1, beta2 = settings.get("betas", (0.0, 0.0))
+        shared = _Settings(
             method=_METHODS[self._method],
-            maximize=group["maximize"],
-            ramp=group.get("ramp", False),
+            maximize=settings["maximize"],
+            ramp=settings.get("ramp", False),
             threads=torch.get_num_threads(),
-            lr=lr,
-            momentum=group.get("momentum", 0.0),
+            lr=float(settings["lr"]),
+            momentum=settings.get("momentum", 0.0),
             beta1=beta1,
             beta2=beta2,
-            eps=group.get("eps", 0.0),
-            weight_decay=group.get("weight_decay", 0.0),
+            eps=settings.get("eps", 0.0),
+            weight_decay=settings.get("weight_decay", 0.0),
             parallel=_parallel(),
         )
         run, _ = _load()
         assert run is not None
         for dtype, records in self._arrays.items():
-            settings.bfloat16 = dtype == torch.bfloat16
-            run(ctypes.byref(settings), records, ctypes.c_int64(len(records)))
-        torch.autograd.graph.increment_version([row[0] for row in self._rows])
+            shared.bfloat16 = dtype == torch.bfloat16
+            run(ctypes.byref(shared), records, ctypes.c_int64(len(records)))
+        torch.autograd.graph.increment_version([row.tensors[0] for row in self._rows])
 
     def iterations(self) -> list[int]:
         """The Newton steps of the last step, parameter by parameter; 0 for a closed form."""
-        return [record.iterations for _, _, _, record in self._rows]
+        return [row.record.iterations for row in self._rows]

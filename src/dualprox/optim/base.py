@@ -12,10 +12,10 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from ..checks import is_real, require
-from ..kernels import native
+from ..kernels.native import NativeGroup
 from ..penalties import DiagonalPenalty, Penalty
 from ..subproblem import Exact, ProximalGradient, Solution, Solver, Subproblem
-from .fused import IMPLEMENTATIONS, Plan, make_plan
+from .fused import IMPLEMENTATIONS, Plan, make_plan, why_unavailable
 from .state import StatefulOptimizer
 
 
@@ -25,11 +25,13 @@ class Options(TypedDict, total=False):
     Args:
         maximize: ascend along the gradient instead of descending; default False.
         impl: which implementation of the step to use; default "auto". "eager" is torch and the
-            definition of the others; "native" the compiled kernels, on the CPU; "auto" a compiled
-            kernel wherever there is one, torch elsewhere. "native" raises for what it cannot do.
+            definition of the others; "native" the compiled kernels, on the CPU; "triton" those
+            for CUDA GPUs. These two raise for what they cannot do. "auto" is "native" wherever
+            that can be and "eager" elsewhere.
         foreach: only None or False; `impl` chooses the implementation.
         fused: only None or False; `impl` chooses the implementation.
-        capturable: only False.
+        capturable: with ``impl="triton"``, keep counters on the device and read a tensor lr there,
+            so that steps can be captured in a CUDA graph. Default False.
         differentiable: only False.
         certify: compute the certificate of every subproblem in the step that solves it, for
             `solver_report`; costs about one more pass over the parameters. Default False.
@@ -82,12 +84,13 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         for name, value in options.items():
             if name not in known:
                 raise TypeError(f"{type(self).__name__} has no option {name!r}")
-            if name in ("foreach", "fused", "capturable", "differentiable") and value:
+            if name in ("foreach", "fused", "differentiable") and value:
                 raise ValueError(f"{name} must be unset or False, got {value!r}")
         self._certify = options.get("certify", False)
         shared = {
             "maximize": options.get("maximize", False),
             "impl": options.get("impl", "auto"),
+            "capturable": options.get("capturable", False),
             "penalty": None,
         }
         super().__init__(params, {**defaults, **shared})
@@ -120,8 +123,10 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         require(
             group["impl"] in IMPLEMENTATIONS, "impl", f"one of {IMPLEMENTATIONS}", group["impl"]
         )
-        if group["impl"] == "native" and native.why_unavailable() is not None:
-            raise ValueError(f"impl='native': the native kernels are {native.why_unavailable()}")
+        if why_unavailable(group["impl"]) is not None:
+            raise ValueError(f"impl={group['impl']!r}: {why_unavailable(group['impl'])}")
+        if group["capturable"] and group["impl"] != "triton":
+            raise ValueError(f"capturable needs impl='triton', got {group['impl']!r}")
         decay = group.get("weight_decay", 0)
         if decay and "weight_decay" not in self.defaults:
             raise ValueError(
@@ -160,21 +165,22 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
                 loss = closure()
         work = []
         for number, group in enumerate(self.param_groups):
-            lr = float(group["lr"])
             moving = [param for param in group["params"] if param.grad is not None]
             self._require_dense(group, moving)
-            if lr > 0 and moving:
-                work.append((group, lr, self._plan(number, group, moving)))
-        for group, lr, plan in work:
-            self._begin_step(group, plan.params, lr)
-            if plan.kernel is not None:
-                plan.kernel.step(group, lr)
-                if group["penalty"] is not None:
-                    counts = plan.kernel.iterations()
-                    for param, count in zip(plan.fused, counts, strict=True):
+            # A kernel that can be captured reads a tensor lr on the device.
+            unread = group["capturable"] and isinstance(group["lr"], Tensor)
+            if moving and (unread or float(group["lr"]) > 0):
+                work.append((group, self._plan(number, group, moving)))
+        for group, plan in work:
+            if not group["capturable"]:
+                self._begin_step(group, plan.params, float(group["lr"]))
+            for kernel, params in plan.fused:
+                kernel.step([p.grad for p in params if p.grad is not None], group)
+                if group["penalty"] is not None and isinstance(kernel, NativeGroup):
+                    for param, count in zip(params, kernel.iterations(), strict=True):
                         self._note_solve(param, count, None)
             if plan.eager:
-                self._update_all(plan.eager, group, lr)
+                self._update_all(plan.eager, group, float(group["lr"]))
         return loss
 
     def _require_dense(self, group: dict[str, Any], params: list[Tensor]) -> None:
@@ -192,20 +198,16 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         if self._plans is None:
             self._plans = {}
         known = self._plans.get(number)
-        key = (group["impl"], group["penalty"], group.get("solver"), group.get("amsgrad"))
+        names = ("impl", "penalty", "solver", "amsgrad", "capturable")
+        key = tuple([group.get(name) for name in names])
         if known is not None and known.key == key and known.still_holds(params, self.state):
             return known
         states = [self.ready_state(param, group) for param in params]
         method = type(self).__dict__.get("kernel")
-        names = {id(param): name for name, param, _ in self.named_params()}
+        called = {id(param): name for name, param, _ in self.named_params()}
+        called_so = [called[id(param)] for param in params]
         self._plans[number] = make_plan(
-            method,
-            params,
-            states,
-            [names[id(param)] for param in params],
-            group,
-            self._certify,
-            key,
+            method, params, states, called_so, group, self._certify, key
         )
         return self._plans[number]
 
@@ -247,7 +249,7 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
     def solver_report(self) -> list[SolveReport]:
         """For each penalized parameter that has taken a step, how its subproblem was solved.
 
-        Synchronises once per parameter.
+        Triton's kernels do not say. Synchronises once per parameter.
         """
         reports = []
         for name, param, group in self.named_params():

@@ -2,14 +2,35 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from ..kernels import native
+from ..kernels import native, triton_steps
 from ..subproblem import Exact
 
-IMPLEMENTATIONS = ("auto", "eager", "native")
+IMPLEMENTATIONS = ("auto", "eager", "native", "triton")
+
+
+def why_unavailable(impl: str) -> str | None:
+    """Why an implementation cannot run here; None if it can."""
+    if impl == "native":
+        reason = native.why_unavailable()
+        return None if reason is None else f"the native kernels are {reason}"
+    return triton_steps.unavailable() if impl == "triton" else None
+
+
+class Kernel(Protocol):
+    """The fused step of some parameters of a group."""
+
+    def fits(self, params: list[Tensor], states: list[dict[str, Tensor]], /) -> bool:
+        """Whether these are the tensors it was made for, where they were."""
+        ...
+
+    def step(self, grads: list[Tensor], settings: dict[str, Any], /) -> None:
+        """One step, in place."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -20,16 +41,14 @@ class Plan:
         key: the settings that it was made for.
         params: all of them.
         places: where they lay.
-        kernel: the fused step of some, or None.
-        fused: those.
-        eager: the others.
+        fused: kernels, each with its parameters.
+        eager: the other parameters.
     """
 
     key: tuple[Any, ...]
     params: list[Tensor]
     places: list[int]
-    kernel: native.NativeGroup | None
-    fused: list[Tensor]
+    fused: list[tuple[Kernel, list[Tensor]]]
     eager: list[Tensor]
 
     def still_holds(self, params: list[Tensor], state: Mapping[Tensor, dict[str, Tensor]]) -> bool:
@@ -38,11 +57,11 @@ class Plan:
             return False
         if any(a is not b for a, b in zip(params, self.params, strict=True)):
             return False
-        return self.kernel is None or self.kernel.fits([state[param] for param in self.fused])
+        return all(kernel.fits(own, [state[p] for p in own]) for kernel, own in self.fused)
 
 
 def make_plan(
-    method: str | None,
+    method: Any,
     params: Sequence[Tensor],
     states: Sequence[dict[str, Tensor]],
     names: Sequence[str],
@@ -64,28 +83,34 @@ def make_plan(
     Raises:
         RuntimeError: `impl` demands a kernel that cannot step a parameter.
     """
-    fused, forms, eager = [], [], []
+    penalty, impl = group["penalty"], group["impl"]
+    taken: dict[torch.device, list[tuple[Tensor, dict[str, Tensor], Any]]] = {}
+    eager = []
     general = _refusal(method, group, certifies)
     for param, state, name in zip(params, states, names, strict=True):
-        penalty = group["penalty"]
         form = None if penalty is None else penalty.sparse_group_form(param)
         reason = general
         if reason is None and penalty is not None and form is None:
             reason = f"{type(penalty).__name__} has no fused step"
-        if reason is None:
+        if reason is None and impl == "triton":
+            reason = triton_steps.unsupported(method, param, state, form)
+        elif reason is None:
             reason = native.refusal(param, state, form)
         if reason is None:
-            fused.append((param, state))
-            forms.append(form)
-        elif group["impl"] == "native":
-            raise RuntimeError(f"impl='native' cannot step parameter {name}: {reason}")
+            taken.setdefault(param.device, []).append((param, state, form))
+        elif impl in ("native", "triton"):
+            raise RuntimeError(f"impl={impl!r} cannot step parameter {name}: {reason}")
         else:
             eager.append(param)
-    chosen, kernel = [param for param, _ in fused], None
-    if fused:
-        assert method is not None
-        kernel = native.NativeGroup(method, chosen, [state for _, state in fused], forms)
-    return Plan(key, list(params), [p.data_ptr() for p in params], kernel, chosen, eager)
+    fused: list[tuple[Kernel, list[Tensor]]] = []
+    for rows in taken.values():
+        own, its_states, forms = (list(column) for column in zip(*rows, strict=True))
+        if impl == "triton":
+            kernel = triton_steps.TritonGroup(method, own, its_states, forms, group["capturable"])
+        else:
+            kernel = native.NativeGroup(method, own, its_states, forms)
+        fused.append((kernel, own))
+    return Plan(key, list(params), [p.data_ptr() for p in params], fused, eager)
 
 
 def _refusal(method: str | None, group: dict[str, Any], certifies: bool) -> str | None:

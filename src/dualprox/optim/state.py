@@ -19,7 +19,8 @@ def state_dtype(param: Tensor) -> torch.dtype:
 class StatefulOptimizer(Optimizer):
     """A torch optimizer with float32-or-wider state that exists from construction on.
 
-    Subclasses name their per-parameter state in `counters` (0-dim float64 tensors on the CPU) and
+    Subclasses name their per-parameter state in `counters` (0-dim float64 tensors on the CPU, or
+    with `capturable` on the parameter's device) and
     `buffers` (tensors like the parameter, float32 or wider).
     """
 
@@ -47,7 +48,10 @@ class StatefulOptimizer(Optimizer):
 
     def new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """Zeros for every counter and buffer of a parameter."""
-        counters = {name: torch.zeros((), dtype=torch.float64) for name in self.counters}
+        place = param.device if group.get("capturable") else "cpu"
+        counters = {
+            name: torch.zeros((), dtype=torch.float64, device=place) for name in self.counters
+        }
         dtype = state_dtype(param)
         buffers = {
             name: torch.zeros_like(param, dtype=dtype, requires_grad=False)
@@ -142,7 +146,7 @@ class StatefulOptimizer(Optimizer):
                 raise ValueError(
                     f"group {number} was saved with penalty {theirs}, this optimizer has {ours}"
                 )
-            live = {key: group[key] for key in _LIVE_KEYS if key in group}
+            live = {key: group[key] for key in (*_LIVE_KEYS, "capturable") if key in group}
             missing = {key: v for key, v in group.items() if key != "params" and key not in saved}
             groups.append({**missing, **saved, **live})
         return groups + saved_groups[len(groups) :]
@@ -167,8 +171,9 @@ class StatefulOptimizer(Optimizer):
                 )
             adopted[param] = {}
             for key in self.counters:
-                counter = torch.as_tensor(state[key])
-                adopted[param][key] = counter.detach().to("cpu", torch.float64, copy=True)
+                counter = torch.as_tensor(state[key]).detach()
+                place = param.device if group.get("capturable") else "cpu"
+                adopted[param][key] = counter.to(place, torch.float64, copy=True)
             for key in self._buffers(group):
                 if state[key].shape != param.shape:
                     raise ValueError(
