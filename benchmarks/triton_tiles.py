@@ -1,13 +1,12 @@
-"""Are the Triton steps right on this GPU, and how far from a fused AdamW?
+"""Which tiles are the fastest for the Triton steps, launched one by one and as a CUDA graph?
 
-    python benchmarks/triton_steps.py [--tiles default clusters] [--output FILE]
+    python benchmarks/triton_tiles.py [--tiles default clusters] [--output FILE]
 
-First the kernels' tests run on the GPU, then each method steps all weights of ResNet-50 and of two
-transformers, group LASSO on the inputs of each matrix or kernel, beside
-`torch.optim.AdamW(fused=True)` on the same weights. Both are timed as launched from Python and as
-a replayed CUDA graph; quality is the largest deviation from the eager step and whether the supports
-agree. With --output a JSON file is written, from a clean tree only. "clusters" lets thread blocks
-share a tile; it should become the default in `kernels.tiling` where it is the faster.
+Each method steps the weights of ResNet-50 and of the transformer of `dualprox bench step`, group
+LASSO on the inputs of each matrix or kernel, beside `torch.optim.AdamW(fused=True)` on the same
+weights. Quality is the largest deviation from the eager step and whether the supports agree. With
+--output a JSON file is written, from a clean tree only. "clusters" lets thread blocks share a tile;
+it should become the default in `kernels.tiling` where it is the faster.
 """
 
 import argparse
@@ -25,6 +24,7 @@ import dualprox as dp
 from dualprox.kernels.scalars import Method
 from dualprox.kernels.tiling import Tiling
 from dualprox.kernels.triton_steps import TritonGroup, unavailable
+from dualprox.lab.bench.workloads import WORKLOADS
 
 ROOT = Path(__file__).parents[1]
 Shapes = list[tuple[int, ...]]
@@ -34,40 +34,13 @@ OPTIMIZERS: dict[Method, Any] = {
     "prox_sgd": dp.ProxSGD,
     "prox_adamw": dp.ProxAdamW,
 }
-TARGETS: dict[Method, float] = {"rmda": 1.2, "ramda": 1.4, "prox_sgd": 1.2, "prox_adamw": 1.4}
 TILES = {"default": Tiling(), "clusters": Tiling(blocks=8)}
 COUNTERS = ("step", "penalty_sum", "restart", "eps")
 
 
-def resnet50() -> Shapes:
-    """All parameters, 25.6 M."""
-    shapes: Shapes = [(64, 3, 7, 7), (64,), (64,)]
-    inputs = 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for block in range(blocks):
-            convolutions: Shapes = [
-                (width, inputs, 1, 1),
-                (width, width, 3, 3),
-                (4 * width, width, 1, 1),
-            ]
-            if block == 0:
-                convolutions.append((4 * width, inputs, 1, 1))
-            for convolution in convolutions:
-                shapes += [convolution, convolution[:1], convolution[:1]]
-            inputs = 4 * width
-    return [*shapes, (1000, 2048), (1000,)]
-
-
-def transformer(width: int, hidden: int, layers: int) -> Shapes:
-    """Matrices and norms of the layers."""
-    layer: Shapes = [(3 * width, width), (width, width), (hidden, width), (width, hidden)]
-    return [*layer, (width,), (width,)] * layers
-
-
-MODELS = {
-    "resnet50": resnet50(),
-    "transformer 768": transformer(768, 3072, 12),
-    "transformer 4096": transformer(4096, 11008, 2),
+MODELS: dict[str, Shapes] = {
+    name: [weight.shape for weight in WORKLOADS[name]().weights]
+    for name in ("resnet50", "transformer")
 }
 
 
@@ -160,7 +133,7 @@ def measure(tiles: list[str]) -> list[dict[str, Any]]:
                 times = both_ways(*ways)
                 ratio = {k: times[k]["median"] / baseline[k]["median"] for k in times}
                 head = {"model": model, "method": method, "tiles": name}
-                more = {"ratio": ratio, "target": TARGETS[method], **quality}
+                more = {"ratio": ratio, **quality}
                 records.append({**head, **more, "ms": times, "adamw ms": baseline})
                 print(json.dumps(records[-1]), flush=True)
     return records
@@ -170,7 +143,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiles", nargs="+", choices=TILES, default=list(TILES))
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--skip-tests", action="store_true")
     arguments = parser.parse_args()
     why = unavailable()
     if why or not torch.cuda.is_available():
@@ -181,10 +153,6 @@ def main() -> int:
     if arguments.output and dirty:
         print("the tree has uncommitted changes: no JSON from it", file=sys.stderr)
         return 1
-    if not arguments.skip_tests:
-        tests = ["-m", "pytest", "-q", str(ROOT / "tests" / "test_triton_kernels.py")]
-        if subprocess.run([sys.executable, *tests], cwd=ROOT).returncode:
-            return 1
     records = measure(arguments.tiles)
     if arguments.output:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
