@@ -33,6 +33,8 @@ class Grid:
 
 def memory_order(tensor: Tensor) -> tuple[int, ...] | None:
     """The axes from the slowest to the fastest, if the tensor fills its memory; else None."""
+    if tensor.numel() == 0:
+        return tuple(range(tensor.dim()))
     order = sorted(range(tensor.dim()), key=lambda k: (-tensor.stride(k), -tensor.shape[k], k))
     expected = 1
     for axis in reversed(order):
@@ -58,7 +60,7 @@ def grid_of(tensor: Tensor, slices: Slices | None) -> Grid | None:
     order = memory_order(tensor)
     if order is None:
         return None
-    if slices is None:
+    if slices is None or tensor.numel() == 0:
         return Grid(1, 1, 1, tensor.numel())
     axis = slices.axis % tensor.dim()
     parts, place = slices.conv_groups, order.index(axis)
@@ -76,5 +78,5 @@ def grid_of(tensor: Tensor, slices: Slices | None) -> Grid | None:
     groups, inner = tensor.shape[axis] // slices.block, inner * slices.block
     outer //= parts
     if groups == 1 or outer == 1:  # each group is one run
-        return Grid(1, 1, groups * parts, outer * inner)
+        return Grid(1, 1, groups * parts, tensor.numel() // (groups * parts))
     return Grid(parts, outer, groups, inner)

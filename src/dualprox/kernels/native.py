@@ -115,11 +115,17 @@ def refusal(param: Tensor, state: dict[str, Tensor], form: SparseGroupForm | Non
     if grid is None:
         return "its groups do not lie in a grid in memory"
     for name, value in state.items():
-        if value.dim() == 0 and name in _COUNTERS:
-            continue
-        if value.dtype != torch.float32 or value.stride() != param.stride():
-            return f"its state {name} is laid out differently"
+        if name in _COUNTERS:
+            fits = value.dim() == 0 and value.dtype == torch.float64
+        else:
+            fits = value.dtype == torch.float32 and _layout(value) == _layout(param)
+        if not fits or value.device != param.device:
+            return f"its state {name} is of another kind or laid out differently"
     return None
+
+
+def _layout(tensor: Tensor) -> tuple[torch.dtype, torch.Size, tuple[int, ...]]:
+    return tensor.dtype, tensor.shape, tensor.stride()
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ class _Row:
 
     tensors: tuple[Tensor, ...]  # the parameter and its state
     places: tuple[int, ...]
-    stride: tuple[int, ...]
+    layout: tuple[torch.dtype, torch.Size, tuple[int, ...]]
     record: Any
 
 
@@ -172,13 +178,14 @@ class NativeGroup:
                 setattr(record, name, state[name].data_ptr() if name in state else None)
             tensors = (param, *state.values())
             places = tuple(tensor.data_ptr() for tensor in tensors)
-            self._rows.append(_Row(tensors, places, param.stride(), record))
+            self._rows.append(_Row(tensors, places, _layout(param), record))
 
     def fits(self, params: Sequence[Tensor], states: Sequence[dict[str, Tensor]]) -> bool:
         """Whether these are the tensors it was made for, where they were."""
         for param, state, row in zip(params, states, self._rows, strict=True):
             now = (param, *state.values())
-            if len(now) != len(row.tensors):
+            # Memory that was freed may come back with another dtype or shape.
+            if len(now) != len(row.tensors) or _layout(param) != row.layout:
                 return False
             if any(a is not b for a, b in zip(now, row.tensors, strict=True)):
                 return False
@@ -196,7 +203,7 @@ class NativeGroup:
         """
         kept = []  # copies of gradients must outlive the call
         for row, grad in zip(self._rows, grads, strict=True):
-            if grad.stride() != row.stride or grad.dtype != row.tensors[0].dtype:
+            if _layout(grad) != row.layout or grad.is_neg():
                 grad = torch.empty_like(row.tensors[0]).copy_(grad)
                 kept.append(grad)
             row.record.grad = grad.data_ptr()

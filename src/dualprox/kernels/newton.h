@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "passes.h"
@@ -17,6 +18,9 @@ constexpr int kMostSweeps = 60;
 // A step of Newton's, or a difference from Halley's step, relative to r, after which another sweep
 // would be lost in float32's rounding.
 constexpr double kSmallStep = 3.4526698e-4, kSmallDifference = 3e-6;
+// Sums of float32 numbers below this may have lost digits, or all, to underflow.
+constexpr double kTiny = 1e-30, kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kStride = 1024;  // by which r changes at most where sums over- or underflow
 
 struct Newton {
   i64 sums;                     // of each column: kSums, or one
@@ -36,9 +40,9 @@ struct Newton {
   }
 
   // Adds the sums of some rows, and zeroes them.
-  void add(float* __restrict from) {
-    double* __restrict to = columns.data();
-    for (size_t j = 0; j < columns.size(); ++j) {
+  template <class Float>
+  static void add(Float* __restrict from, double* __restrict to, size_t size) {
+    for (size_t j = 0; j < size; ++j) {
       to[j] += from[j];
       from[j] = 0;
     }
@@ -85,9 +89,12 @@ struct Newton {
       const double low = (norm - t) / mean, bend = 1.5 * variance * low / norm;
       const double slope = std::max(mean - bend * (2 - mean * low / norm), mean / 3);
       const double guess = low + std::min(bend * low / slope, low);
-      r[g] = norm > t ? guess : norm <= t ? 0 : norm;  // NaN stays NaN
-      lower[g] = norm > t ? low : -1;
-      alive += norm > t;
+      // Without slopes any r > 0 will do; weights are of order one.
+      const bool known = slopes[g] > kTiny && slopes[g] < kInfinity;
+      const bool live = norm > t && norm < kInfinity;
+      r[g] = live ? (known ? guess : 1) : norm <= t ? 0 : norm - norm;  // NaN, or infinity's
+      lower[g] = live ? (known ? low : 0) : -1;
+      alive += live;
     }
     clear();
     return alive > 0;
@@ -109,7 +116,11 @@ struct Newton {
       const double halley = newton / (1 - second);
       const double householder = newton * (1 - second) / (1 - 2 * second + third);
       const bool curved = near && std::fabs(second) < 0.3 && std::fabs(third) < 0.1;
-      const double ahead = std::max(r[g] + (curved ? householder : newton), lower[g]);
+      // Zero is no place to go on from. Sums out of range say on which side of the root r lies.
+      const double least = std::max(r[g] / kStride, lower[g]);
+      double ahead = std::max(r[g] + (curved ? householder : newton), least);
+      if (totals[g] == kInfinity || rises[g] == kInfinity) ahead = r[g] * kStride;
+      if (totals[g] == 0 || rises[g] == 0) ahead = least;
       const double moved = std::fabs(ahead - r[g]), off = std::fabs(householder - halley);
       const bool small = moved <= kSmallStep * r[g];
       const bool close = curved && off <= kSmallDifference * ahead && moved <= 0.25 * ahead;

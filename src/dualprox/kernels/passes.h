@@ -122,7 +122,8 @@ enum Pass {
   kGather,  // update the buffers, sum
   kSweep,   // sum at r
   kSpread,  // move the parameter to the solution of norm r
-  kEntries  // everything at once, without groups
+  kEntries,  // everything at once, without groups
+  kFree      // the same, without any penalty
 };
 
 // One row of n entries from `at` on. Where the metric is a number it is divided out, and only a^2
@@ -132,8 +133,9 @@ template <Method M, class T, Pass kPass, bool kStores>
 INLINE void pass_row(const Pointers<T> x, const Step s, i64 at, i64 n, i64 width,
                      const float* __restrict r, const float* __restrict t,
                      float* __restrict stored, float* __restrict sums) {
-  constexpr bool kUpdates = kPass == kGather || kPass == kEntries;
-  constexpr bool kMoves = kPass == kSpread || kPass == kEntries;
+  constexpr bool kWhole = kPass == kEntries || kPass == kFree;
+  constexpr bool kUpdates = kPass == kGather || kWhole;
+  constexpr bool kMoves = kPass == kSpread || kWhole;
   constexpr bool kReads = kStores && !kUpdates;
   T* param = x.param + at;
   const T* grad = x.grad + at;
@@ -159,7 +161,11 @@ INLINE void pass_row(const Pointers<T> x, const Step s, i64 at, i64 n, i64 width
       const float center = is_dual(M) ? anchor[j] : load(param[j]) * s.center_scale;
       if (M == kRAMDA) d = cube_root(square) + s.eps;
       if (M == kProxAdamW) d = std::sqrt(square) * s.metric_scale + s.eps;
-      a = soft_threshold(d * center - s.linear_scale * linear, s.entry_threshold);
+      if (kPass == kFree) {
+        a = center - s.linear_scale * linear / d;  // the point: a zero gradient moves nothing
+      } else {
+        a = soft_threshold(d * center - s.linear_scale * linear, s.entry_threshold);
+      }
       if (kStores) {
         stored[j] = a;
         if (has_metric(M)) stored[width + j] = d;
@@ -216,7 +222,9 @@ void pass_rows(const Pointers<T>& x, const Step& s, const Tile& tile, i64 begin,
 template <Method M, class T>
 void pass_entries(const Pointers<T>& x, const Step& s, i64 begin, i64 end) {
   if (is_dual(M) && s.begins_stage) begin_stage<M>(x, begin, end - begin);
-  pass_row<M, T, kEntries, false>(x, s, begin, end - begin, 0, nullptr, nullptr, nullptr, nullptr);
+  const auto pass = s.entry_threshold == 0 ? pass_row<M, T, kFree, false>
+                                           : pass_row<M, T, kEntries, false>;
+  pass(x, s, begin, end - begin, 0, nullptr, nullptr, nullptr, nullptr);
 }
 
 }  // namespace dualprox

@@ -70,7 +70,7 @@ struct Cut {
 
   Cut(const Record& p, bool grouped) {
     const i64 runs = p.parts * p.groups, size = p.outer * p.inner, entries = runs * size;
-    if (!grouped) {
+    if (!grouped || entries == 0) {
       units = (entries + kChunk - 1) / kChunk;
     } else if (folds(p)) {
       kind = size > kSharedTile / 4 ? kShared : kRuns;
@@ -145,7 +145,7 @@ struct Alone {
   void rows(const Tile& tile, Visit&& visit) {
     for (i64 row = 0; row < tile.all_rows(); row += kBlock) {
       visit(row, std::min(row + kBlock, tile.all_rows()), sums.data());
-      newton.add(sums.data());
+      Newton::add(sums.data(), newton.columns.data(), newton.columns.size());
     }
   }
 };
@@ -156,17 +156,23 @@ struct Together {
   Room& stored;
   Newton newton;
   std::vector<float> sums;
+  std::vector<double> wide;  // of each share
 
   template <class Visit>
   void rows(const Tile& tile, Visit&& visit) {
     const i64 size = newton.columns.size(), all = tile.all_rows();
+    wide.resize(std::max<size_t>(wide.size(), kShares * size));
     std::atomic<i64> next{0};
     on_threads(settings, std::min(settings.threads, kShares), [&] {
       for (i64 k; (k = next.fetch_add(1)) < kShares;) {
-        visit(k * all / kShares, (k + 1) * all / kShares, sums.data() + k * size);
+        const i64 end = (k + 1) * all / kShares;
+        for (i64 row = k * all / kShares; row < end; row += kBlock) {
+          visit(row, std::min(row + kBlock, end), sums.data() + k * size);
+          Newton::add(sums.data() + k * size, wide.data() + k * size, size);
+        }
       }
     });
-    for (i64 k = 0; k < kShares; ++k) newton.add(sums.data() + k * size);
+    for (i64 k = 0; k < kShares; ++k) Newton::add(wide.data() + k * size, newton.columns.data(), size);
   }
 };
 
@@ -286,7 +292,7 @@ void step_all(const Settings& settings, Record* records, i64 count) {
     });
   }
   static thread_local Room stored;
-  Together together{settings, stored, {}, {}};
+  Together together{settings, stored, {}, {}, {}};
   for (i64 k = 0; k < count; ++k) {
     i64 most = sweeps[k];
     for (i64 unit = 0; cuts[k].kind == Cut::kShared && unit < cuts[k].units; ++unit) {
