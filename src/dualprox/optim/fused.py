@@ -88,7 +88,9 @@ def make_plan(
     eager = []
     general = _refusal(method, group, certifies)
     for param, state, name in zip(params, states, names, strict=True):
-        form = None if penalty is None else penalty.sparse_group_form(param)
+        # A subclass may have overridden the prox, so it does not inherit the kernels.
+        owns = "sparse_group_form" in type(penalty).__dict__
+        form = penalty.sparse_group_form(param) if owns else None
         reason = general
         if reason is None and penalty is not None and form is None:
             reason = f"{type(penalty).__name__} has no fused step"
