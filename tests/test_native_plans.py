@@ -166,10 +166,10 @@ def test_memory_reused_with_another_dtype_or_layout_is_noticed(maker):
     w = torch.nn.Parameter(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
     opt = maker([{"params": [w], "penalty": dp.GroupLasso(0.01)}], impl="native")
     kernel: Any = native.NativeGroup(maker.make.kernel, [w], [opt.state[w]], [None])
-    assert kernel.fits([opt.state[w]])
+    assert kernel.fits([w], [opt.state[w]])
     place = w.data_ptr()
     w.data = w.data.t()
-    assert w.data_ptr() == place and not kernel.fits([opt.state[w]])
+    assert w.data_ptr() == place and not kernel.fits([w], [opt.state[w]])
 
 
 @every

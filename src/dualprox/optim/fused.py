@@ -89,8 +89,9 @@ def make_plan(
     general = _refusal(method, group, certifies)
     for param, state, name in zip(params, states, names, strict=True):
         # A subclass may have overridden the prox, so it does not inherit the kernels.
-        owns = "sparse_group_form" in type(penalty).__dict__
-        form = penalty.sparse_group_form(param) if owns else None
+        form = None
+        if penalty is not None and "sparse_group_form" in type(penalty).__dict__:
+            form = penalty.sparse_group_form(param)
         reason = general
         if reason is None and penalty is not None and form is None:
             reason = f"{type(penalty).__name__} has no fused step"
