@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dualprox.lab import settings, train
+from dualprox.kernels import native, triton_steps
+from dualprox.lab import doctor, settings, train
 from dualprox.lab.cli import main
 from dualprox.lab.recipes import RECIPES
 
@@ -286,12 +287,36 @@ def test_list_show_doctor_and_help_work(capsys):
     assert settings.from_json(json.loads(capsys.readouterr().out)) == RECIPES["digits_mlp_ramda"]()
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    assert "kernels" in printed and "self-check    ok" in printed
+    assert "native" in printed and "triton" in printed and "self-check    ok" in printed
     for args in (["--help"], ["train", "--help"]):
         with pytest.raises(SystemExit) as stopped:
             main(args)
         assert stopped.value.code == 0
         assert "dualprox train" in capsys.readouterr().out
+
+
+def test_doctor_says_which_kernels_there_are(capsys, monkeypatch):
+    monkeypatch.setattr(native, "instruction_set", lambda: "avx9")
+    monkeypatch.setattr(native, "why_unavailable", lambda: None)
+    monkeypatch.setattr(triton_steps, "unavailable", lambda: "there is no CUDA device")
+    monkeypatch.setattr(doctor, "native_difference", lambda: 1e-7)
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "native        avx9\n" in printed and "there is no CUDA device" in printed
+    assert "native-check  ok: native and eager differ by 1.0e-07" in printed
+    monkeypatch.setattr(native, "instruction_set", lambda: None)
+    monkeypatch.setattr(native, "why_unavailable", lambda: "not compiled")
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "native        no: not compiled\n" in printed and "native-check" not in printed
+
+
+@pytest.mark.parametrize("difference", [1e-3, float("nan")])
+def test_doctor_fails_when_the_native_kernels_are_wrong(capsys, monkeypatch, difference):
+    monkeypatch.setattr(native, "why_unavailable", lambda: None)
+    monkeypatch.setattr(doctor, "native_difference", lambda: difference)
+    assert main(["doctor"]) == 1
+    assert "native-check  FAILED" in capsys.readouterr().out
 
 
 def test_without_the_lab_extras_the_core_imports_and_train_says_what_to_install(tmp_path):

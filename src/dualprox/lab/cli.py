@@ -1,10 +1,7 @@
 """The `dualprox` command."""
 
 import argparse
-import importlib.metadata
-import importlib.util
 import json
-import platform
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,14 +11,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 import dualprox as dp
 
 from .bench.command import add_bench
+from .doctor import doctor
 from .recipes import RECIPES
 from .settings import Run, to_json, with_settings
-from .usage import EXTRAS, UsageError, require_extras
+from .usage import UsageError, require_extras
 
 if TYPE_CHECKING:
     from .train import Progress, Training
@@ -96,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 
     add_bench(commands)
 
-    doctor = commands.add_parser("doctor", help="versions, devices, kernels and a self-check")
-    doctor.set_defaults(run=_doctor)
+    checkup = commands.add_parser("doctor", help="versions, devices, kernels and self-checks")
+    checkup.set_defaults(run=doctor)
     return parser
 
 
@@ -271,48 +267,3 @@ def _show(args: argparse.Namespace) -> int:
         f"dualprox train --resume {folder}"
     )
     return 0
-
-
-def _doctor(args: argparse.Namespace) -> int:
-    del args
-    lines = [
-        ("dualprox", dp.__version__),
-        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        ("torch", torch.__version__),
-        ("numpy", importlib.metadata.version("numpy")),
-    ]
-    for module, name in EXTRAS.items():
-        there = importlib.util.find_spec(module) is not None
-        version = importlib.metadata.version(name) if there else "missing (extra: lab)"
-        lines.append((name, version))
-    cuda = torch.cuda.is_available()
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
-    lines += [
-        ("devices", ", ".join(["cpu", *gpus])),
-        ("threads", str(torch.get_num_threads())),
-        ("kernels", "eager (torch)"),
-    ]
-    certificate = _self_check()
-    ok = certificate < 1e-10
-    lines.append(
-        ("self-check", f"{'ok' if ok else 'FAILED'}: subproblem certificate {certificate:.1e}")
-    )
-    for name, value in lines:
-        print(f"{name:14}{value}")
-    return 0 if ok else 1
-
-
-def _self_check() -> float:
-    """Ten steps of RAMDA on a small problem; the worst dist(0, dQ) of its subproblems."""
-    generator = torch.Generator().manual_seed(0)
-    target = torch.randn(6, 8, generator=generator, dtype=torch.float64)
-    weight = torch.zeros(6, 8, dtype=torch.float64, requires_grad=True)
-    group = {"params": [weight], "penalty": dp.GroupLasso(0.3)}
-    opt = dp.RAMDA([group], lr=0.1, certify=True)
-    worst = 0.0
-    for _ in range(10):
-        opt.zero_grad()
-        (weight - target).square().sum().backward()
-        opt.step()
-        worst = max(worst, opt.solver_report()[0].certificate or 0.0)
-    return worst
