@@ -148,6 +148,12 @@ struct Alone {
       Newton::add(sums.data(), newton.columns.data(), newton.columns.size());
     }
   }
+
+  // The same without sums.
+  template <class Visit>
+  void move(const Tile& tile, Visit&& visit) {
+    visit(0, tile.all_rows());
+  }
 };
 
 // All threads.
@@ -162,17 +168,36 @@ struct Together {
   void rows(const Tile& tile, Visit&& visit) {
     const i64 size = newton.columns.size(), all = tile.all_rows();
     wide.resize(std::max<size_t>(wide.size(), kShares * size));
-    std::atomic<i64> next{0};
-    on_threads(settings, std::min(settings.threads, kShares), [&] {
-      for (i64 k; (k = next.fetch_add(1)) < kShares;) {
-        const i64 end = (k + 1) * all / kShares;
-        for (i64 row = k * all / kShares; row < end; row += kBlock) {
-          visit(row, std::min(row + kBlock, end), sums.data() + k * size);
-          Newton::add(sums.data() + k * size, wide.data() + k * size, size);
-        }
+    share([&](i64 k) {
+      const i64 end = (k + 1) * all / kShares;
+      for (i64 row = k * all / kShares; row < end; row += kBlock) {
+        visit(row, std::min(row + kBlock, end), sums.data() + k * size);
+        Newton::add(sums.data() + k * size, wide.data() + k * size, size);
       }
     });
-    for (i64 k = 0; k < kShares; ++k) Newton::add(wide.data() + k * size, newton.columns.data(), size);
+    share([&](i64 k) {
+      const i64 begin = k * size / kShares, end = (k + 1) * size / kShares;
+      for (i64 from = 0; from < kShares; ++from) {
+        Newton::add(wide.data() + from * size + begin, newton.columns.data() + begin, end - begin);
+      }
+    });
+  }
+
+  // The same without sums.
+  template <class Visit>
+  void move(const Tile& tile, Visit&& visit) {
+    share([&](i64 k) {
+      visit(k * tile.all_rows() / kShares, (k + 1) * tile.all_rows() / kShares);
+    });
+  }
+
+  // Calls body(k) for each of the shares, on all threads.
+  template <class Body>
+  void share(Body&& body) {
+    std::atomic<i64> next{0};
+    on_threads(settings, std::min(settings.threads, kShares), [&] {
+      for (i64 k; (k = next.fetch_add(1)) < kShares;) body(k);
+    });
   }
 };
 
@@ -200,7 +225,7 @@ i64 solve(const Pointers<T>& x, const Step& s, const Tile& tile, Team& team) {
     newton.scale(tile, t);
   }
   newton.to_columns(tile, t);
-  team.rows(tile, [&](i64 begin, i64 end, float*) {
+  team.move(tile, [&](i64 begin, i64 end) {
     pass_rows<M, T, kSpread>(x, s, tile, begin, end, r, threshold, stored, nullptr);
   });
   return newton.sweeps;

@@ -35,6 +35,7 @@ Source: docs/math.md, the norm equation.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -246,7 +247,7 @@ class TritonGroup:
                 `weight_decay`. If it is mutable and the counters are on the CPU, a stage that
                 begins sets `stage_lr`.
         """
-        _take_step(self, grads, settings)
+        _untraced()(self, grads, settings)
 
     @torch.no_grad()
     def _step(self, grads: Sequence[Tensor | None], settings: Mapping[str, Any]) -> None:
@@ -367,5 +368,8 @@ class TritonGroup:
             launch(self.method, shape, dtype, entries, aligned, tables, records, steps)
 
 
-# torch.compile leaves the step as it is: addresses mean nothing to a tracer.
-_take_step: Any = torch.compiler.disable(TritonGroup._step)
+@functools.cache
+def _untraced() -> Any:
+    """`_step` as torch.compile leaves it alone: addresses mean nothing to a tracer."""
+    # Not when this module is imported: it takes all of torch's compiler with it.
+    return torch.compiler.disable(TritonGroup._step)
