@@ -2,8 +2,8 @@
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypedDict
 
 import torch
@@ -13,10 +13,14 @@ from typing_extensions import Unpack
 
 from ..checks import is_real, require
 from ..kernels.native import NativeGroup
-from ..penalties import DiagonalPenalty, Penalty
+from ..penalties import L1, DiagonalPenalty, ElasticNet, Penalty
 from ..subproblem import Exact, ProximalGradient, Solution, Solver, Subproblem
+from .bundle import as_tensor, bundles, part_of, tensors_of
 from .fused import IMPLEMENTATIONS, Plan, make_plan, why_unavailable
 from .state import StatefulOptimizer
+
+# Penalties whose solution is a formula for each entry, in the operations that a bundle has.
+_ENTRYWISE = (L1, ElasticNet)
 
 
 class Options(TypedDict, total=False):
@@ -67,10 +71,13 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
     """A torch optimizer whose step ends with a subproblem that contains a penalty.
 
     Subclasses name their state (see `StatefulOptimizer`) and write `update`. `kernel` names the
-    fused step that does the same as a class's `update`; its subclasses do not inherit it.
+    fused step that does the same as a class's `update`, and `takes_bundles` says that `update` may
+    be given a `Bundle` of parameters, with those of their gradients and states; subclasses, whose
+    own methods must be called for every parameter, inherit neither.
     """
 
     kernel: ClassVar[str | None] = None
+    takes_bundles: ClassVar[bool] = False
     # Class attributes, so that they exist after unpickling too.
     _structured_depth = 0
     _certify = False
@@ -215,11 +222,20 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         """Called before the parameters of a group move."""
 
     def _update_all(self, params: list[Tensor], group: dict[str, Any], lr: float) -> None:
-        """`update` each of these parameters of a group."""
-        for param in params:
-            assert param.grad is not None
-            grad = -param.grad if group["maximize"] else param.grad
-            self.update(param, grad, self.ready_state(param, group), group, lr)
+        """`update` each of these parameters of a group, or bundles of them."""
+        states = [self.ready_state(param, group) for param in params]
+        together: Iterable[list[int]] = ([index] for index in range(len(params)))
+        if type(self).__dict__.get("takes_bundles", False):
+            together = bundles(params, states, self.counters)
+        for members in together:
+            grad = as_tensor([params[i].grad for i in members])  # pyright: ignore
+            self.update(
+                as_tensor([params[i] for i in members]),
+                -grad if group["maximize"] else grad,
+                {key: as_tensor([states[i][key] for i in members]) for key in states[members[0]]},
+                group,
+                lr,
+            )
 
     @abstractmethod
     def update(
@@ -233,7 +249,22 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         """Move one parameter, in place, by its dense gradient."""
 
     def _solve(self, problem: Subproblem, param: Tensor, group: dict[str, Any]) -> Tensor:
-        """The subproblem's solution, warm-started at the iterate; float32 or wider."""
+        """The subproblem's solution, warm-started at the iterate; float32 or wider.
+
+        A bundle's is solved as one where the solution is a formula for each entry.
+        """
+        params = tensors_of(param)
+        penalty, solver = problem.penalty, group.get("solver")
+        formula = type(penalty) in _ENTRYWISE and (solver is None or isinstance(solver, Exact))
+        if len(params) > 1 and (self._certify or not (penalty is None or formula)):
+            points = []
+            for index, one in enumerate(params):
+                parts = {
+                    name: part_of(getattr(problem, name), index)
+                    for name in ("linear", "center", "metric")
+                }
+                points.append(self._solve(replace(problem, **parts), one, group))
+            return as_tensor(points)
         solution = solve(problem, param.to(problem.linear.dtype), group.get("solver"))
         certificate = solution.certificate
         if certificate is None and self._certify:
@@ -244,7 +275,8 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
     def _note_solve(self, param: Tensor, iterations: int, certificate: Tensor | None) -> None:
         if self._solves is None:
             self._solves = {}
-        self._solves[param] = (iterations, certificate)
+        for one in tensors_of(param):
+            self._solves[one] = (iterations, certificate)
 
     def solver_report(self) -> list[SolveReport]:
         """For each penalized parameter that has taken a step, how its subproblem was solved.
@@ -320,7 +352,7 @@ def solve(problem: Subproblem, start: Tensor, solver: Solver | None) -> Solution
     """
     if problem.penalty is None:
         return Solution(problem.unpenalized(), 0)
-    if not isinstance(problem.metric, Tensor):
+    if isinstance(problem.metric, int | float):
         solver = Exact()
     elif solver is None:
         exact = isinstance(problem.penalty, DiagonalPenalty)

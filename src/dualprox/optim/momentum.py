@@ -51,6 +51,7 @@ class ProxSGD(MomentumMethod):
     """
 
     kernel = "prox_sgd"
+    takes_bundles = True
     buffers = ("momentum_buffer",)
 
     def __init__(
@@ -120,6 +121,7 @@ class ProxAdamW(MomentumMethod):
     """
 
     kernel = "prox_adamw"
+    takes_bundles = True
     buffers = ("exp_avg", "exp_avg_sq")
 
     def __init__(
@@ -174,7 +176,7 @@ class ProxAdamW(MomentumMethod):
         mean.lerp_(grad, 1 - beta1)  # m_t
         square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)  # v_t
         if group["amsgrad"]:
-            square = torch.maximum(state["max_exp_avg_sq"], square, out=state["max_exp_avg_sq"])
+            square = state["max_exp_avg_sq"].clamp_min_(square)
         metric = square.sqrt().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
         problem = Subproblem(
             linear=mean * (lr / (1 - beta1**step)),

@@ -49,6 +49,7 @@ class RAMDA(DualAveraging):
     """
 
     kernel = "ramda"
+    takes_bundles = True
     counters = (*DualAveraging.counters, "eps")
     buffers = ("anchor", "grad_sum", "grad_sq_sum")
 

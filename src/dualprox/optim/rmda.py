@@ -44,6 +44,7 @@ class RMDA(DualAveraging):
     """
 
     kernel = "rmda"
+    takes_bundles = True
     buffers = ("anchor", "grad_sum")
 
     def __init__(

@@ -28,7 +28,7 @@ class Exact(Solver):
         """See `Solver.solve`; `start` only saves work."""
         penalty, metric, threshold = problem.penalty, problem.metric, problem.threshold
         assert penalty is not None
-        if not isinstance(metric, Tensor):
+        if isinstance(metric, int | float):
             target = problem.unpenalized()
             return Solution(penalty.prox_with_value(target, threshold / metric, start)[0], 0)
         self.check(penalty)
