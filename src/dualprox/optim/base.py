@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 from ..checks import is_real, require
 from ..kernels.native import NativeGroup
 from ..penalties import L1, DiagonalPenalty, ElasticNet, Penalty
+from ..sharding import whole
 from ..subproblem import Exact, ProximalGradient, Solution, Solver, Subproblem
 from .bundle import as_tensor, bundles, part_of, tensors_of
 from .fused import IMPLEMENTATIONS, Plan, make_plan, why_unavailable
@@ -287,7 +288,7 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         for name, param, group in self.named_params():
             if group["penalty"] is not None and param in (self._solves or {}):
                 iterations, certificate = (self._solves or {})[param]
-                value = None if certificate is None else float(certificate)
+                value = None if certificate is None else float(whole(certificate))
                 reports.append(SolveReport(name, iterations, value))
         return reports
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import is_count, is_real, require
+from ..sharding import sharded_like, whole
 from .base import DiagonalPenalty, Faces, Penalty, SeparablePenalty
 
 
@@ -157,11 +158,11 @@ class Cardinality(DiagonalPenalty):
         if self.k >= a.numel():
             return free, 0
         # a^2 / d as |a| * |a / d|, which neither over- nor underflows before its time.
-        gain = (a.abs() * free.abs()).flatten()
+        gain = whole(a.abs() * free.abs()).flatten()
         kept = torch.zeros_like(gain, dtype=torch.bool)
         kept[gain.topk(self.k, sorted=False).indices] = True
         # NaN ranks first in topk, so it is kept and shows.
-        return torch.where(kept.reshape(a.shape), free, 0), 0
+        return torch.where(sharded_like(kept.reshape(a.shape), free), free, 0), 0
 
     def residual(self, w: Tensor, g: Tensor) -> Tensor:
         """The part of g on the support; all of g while there is room for more nonzeros."""

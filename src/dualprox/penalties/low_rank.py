@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import is_count, require
+from ..sharding import sharded_like, whole
 from .base import Penalty, Rank, require_strength
 from .singular_values import shrink_singular_values
 
@@ -30,7 +31,7 @@ def normal_part(g: Tensor, u: Tensor, vh: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SpectralPenalty(Penalty):
-    """A penalty on the singular values of w.flatten(1)."""
+    """A penalty on the singular values of w.flatten(1); sharded tensors are gathered for them."""
 
     def check(self, shape: torch.Size | tuple[int, ...]) -> None:
         """Raise ValueError unless the parameter has at least two axes."""
@@ -42,14 +43,14 @@ class SpectralPenalty(Penalty):
 
     def structure(self, w: Tensor) -> Rank:
         """The numerical rank; synchronises."""
-        matrix = w.flatten(1)
+        matrix = whole(w).flatten(1)
         rank = numerical_rank(torch.linalg.svdvals(matrix), matrix.shape)
         return Rank(rank, min(matrix.shape))
 
     @staticmethod
     def _factors(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The singular vectors and values above rounding; synchronises."""
-        matrix = w.flatten(1)
+        matrix = whole(w).flatten(1)
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         rank = numerical_rank(s, matrix.shape)
         return u[:, :rank], s[:rank], vh[:rank]
@@ -77,7 +78,7 @@ class NuclearNorm(SpectralPenalty):
 
     def value(self, w: Tensor) -> Tensor:
         """Strength * sum of singular values."""
-        return self.strength * torch.linalg.svdvals(w.flatten(1)).sum()
+        return self.strength * torch.linalg.svdvals(whole(w).flatten(1)).sum()
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Singular values soft-thresholded at step * strength; synchronises."""
@@ -91,14 +92,14 @@ class NuclearNorm(SpectralPenalty):
         Large float32 weights are solved to 1e-5, the faster the nearer `start` is; see
         `dualprox.penalties.singular_values`.
         """
-        guess = None if start is None else start.flatten(1).to(w.dtype)
-        z, s = shrink_singular_values(w.flatten(1), float(step * self.strength), guess)
-        return z.reshape(w.shape), self.strength * s.sum()
+        guess = None if start is None else whole(start).flatten(1).to(w.dtype)
+        z, s = shrink_singular_values(whole(w).flatten(1), float(step * self.strength), guess)
+        return sharded_like(z.reshape(w.shape), w), self.strength * s.sum()
 
     def residual(self, w: Tensor, g: Tensor) -> Tensor:
         """dist(-g, d psi(w)) with d psi(UsV') = lambda * {UV' + N : N normal, ||N||_2 <= 1}."""
         u, _, vh = self._factors(w)
-        g = g.flatten(1)
+        g = whole(g).flatten(1)
         normal = normal_part(g, u, vh)
         excess = (torch.linalg.svdvals(normal) - self.strength).clamp_min(0)
         tangent = torch.linalg.vector_norm(g - normal + self.strength * (u @ vh))
@@ -123,25 +124,26 @@ class RankAtMost(SpectralPenalty):
 
     def value(self, w: Tensor) -> Tensor:
         """0, or infinity above the rank; synchronises."""
-        matrix = w.flatten(1)
+        matrix = whole(w).flatten(1)
         found = numerical_rank(torch.linalg.svdvals(matrix), matrix.shape)
-        return w.new_tensor(0.0 if found <= self.rank else torch.inf)
+        return matrix.new_tensor(0.0 if found <= self.rank else torch.inf)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """The nearest matrix of that rank; any one where singular values tie."""
         del step
-        if min(w.flatten(1).shape) <= self.rank:
+        matrix = whole(w).flatten(1)
+        if min(matrix.shape) <= self.rank:
             return w.clone()
-        u, s, vh = torch.linalg.svd(w.flatten(1), full_matrices=False)
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         kept = slice(self.rank)
-        return ((u[:, kept] * s[kept]) @ vh[kept]).reshape(w.shape)
+        return sharded_like(((u[:, kept] * s[kept]) @ vh[kept]).reshape(w.shape), w)
 
     def residual(self, w: Tensor, g: Tensor) -> Tensor:
         """The part of g along the fixed-rank manifold; all of g below the rank allowed."""
         u, s, vh = self._factors(w)
-        g = g.flatten(1)
+        g = whole(g).flatten(1)
         if s.numel() > self.rank:
-            return w.new_tensor(torch.inf)
+            return g.new_tensor(torch.inf)
         if s.numel() == self.rank:
             g = g - normal_part(g, u, vh)
         return torch.linalg.vector_norm(g)

@@ -14,11 +14,17 @@ import torch
 from torch import Tensor
 
 from ..geometry import Slices
+from ..sharding import whole
 
 # Newton needs 5-6 steps from the lower bound (more only for slopes spread over many orders of
 # magnitude). Where asking whether it has converged would stall the device, it takes this many.
 _BLIND_STEPS = 12
 _MOST_STEPS = 60
+
+
+def _asks(tensor: Tensor) -> bool:
+    """Whether a question about this tensor's values is free of waiting for a device."""
+    return tensor.device.type == "cpu"
 
 
 def solve_norm_equation(
@@ -50,7 +56,7 @@ def solve_norm_equation(
     r = lower if start is None else torch.maximum(start, lower)
     # Newton doubles the digits: a step this small was the last one needed.
     small = torch.finfo(a.dtype).eps ** 0.5
-    blind = a.device.type != "cpu"
+    blind = not _asks(a)
     steps, most = 0, _BLIND_STEPS if blind else _MOST_STEPS
     while steps < most:
         steps += 1
@@ -64,6 +70,6 @@ def solve_norm_equation(
         ahead = torch.where(ahead > cap, torch.inf, torch.maximum(ahead, lower))
         moved = (ahead - r).abs()
         r = ahead
-        if not blind and bool((settled | ~(moved > small * r)).all()):
+        if not blind and bool(whole((settled | ~(moved > small * r)).all())):
             break
     return r, steps

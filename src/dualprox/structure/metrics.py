@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..optim import ProximalOptimizer
 from ..penalties import Rank, Structure, Support
+from ..sharding import whole
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,15 @@ def _share(parts: Iterable[int], wholes: Iterable[int]) -> float | None:
 def penalized_points(
     opt: ProximalOptimizer, at: Literal["structured", "iterate"] = "structured"
 ) -> Iterable[tuple[str, Tensor, Tensor, Structure]]:
-    """Name, parameter, point and its structure, for every penalized parameter that is trained."""
+    """Name, parameter, point and its structure, for every penalized parameter that is trained.
+
+    Points of sharded parameters are gathered, one at a time.
+    """
     for name, param, group in opt.named_params():
         penalty = group["penalty"]
         if penalty is None or not param.requires_grad:
             continue
-        point = opt.structured_point(param) if at == "structured" else param.detach()
+        point = whole(opt.structured_point(param) if at == "structured" else param.detach())
         # Singular values are not to be had in half precision.
         wide = point.to(torch.promote_types(point.dtype, torch.float32))
         yield name, param, point, penalty.structure(wide)

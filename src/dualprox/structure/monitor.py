@@ -7,6 +7,7 @@ import torch
 
 from ..optim import ProximalOptimizer
 from ..penalties import Structure
+from ..sharding import whole
 from .metrics import penalized_points
 
 
@@ -100,7 +101,7 @@ class StructureMonitor:
             else:
                 point = self.opt.structured_point(param).to(gradient.dtype)
                 residual = group["penalty"].residual(point, gradient)
-            squares.append(residual.square().cpu())
+            squares.append(whole(residual).square().cpu())
         return float(torch.stack(squares).sum().sqrt()) if squares else None
 
     def state_dict(self) -> dict[str, Any]:

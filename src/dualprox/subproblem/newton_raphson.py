@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..checks import is_count, is_real, require
 from ..penalties import GroupLasso, Penalty
+from ..sharding import whole
 from .problem import Solution, Solver, Subproblem
 
 
@@ -59,7 +60,7 @@ class NewtonRaphson(Solver):
             share = (a / denominator).square()
             step = (slices.sum(share) - 1) / (2 * slices.sum(d * share / denominator))
             r = r + torch.where(dead, 0, step)
-            if bool((dead | ~(step.abs() > self.tol * (1 + r))).all()):
+            if bool(whole((dead | ~(step.abs() > self.tol * (1 + r))).all())):
                 break
         r = torch.where(dead, 0, r)
         point = a * r / torch.where(r == 0, 1, d * r + threshold)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..penalties import Penalty
+from ..sharding import whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +39,9 @@ class Subproblem:
         away = z - self.center
         smooth = (self.linear * z).sum() + 0.5 * (self.metric * away.square()).sum()
         if self.penalty is None:
-            return smooth
-        return smooth + self.threshold * (self.penalty.value(z) if value is None else value)
+            return whole(smooth)
+        value = self.penalty.value(z) if value is None else value
+        return whole(smooth) + self.threshold * whole(value)
 
     def unpenalized(self) -> Tensor:
         """The minimizer for psi = 0: z0 - v / D."""
@@ -53,8 +55,8 @@ class Subproblem:
         """dist(0, dQ(z)), a 0-dim tensor: 0 at a solution. Source: eq. (7)."""
         gradient = self.smooth_gradient(z)
         if self.penalty is None or self.threshold == 0:
-            return torch.linalg.vector_norm(gradient)
-        return self.threshold * self.penalty.residual(z, gradient / self.threshold)
+            return whole(torch.linalg.vector_norm(gradient))
+        return whole(self.threshold * self.penalty.residual(z, gradient / self.threshold))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import is_count, is_real, require
+from ..sharding import whole
 from .problem import Solution, Solver, Subproblem
 
 
@@ -50,7 +51,7 @@ class ProximalGradient(Solver):
         if start.numel() == 0:
             return Solution(start.clone(), 0, start.new_tensor(0.0))
         metric = torch.as_tensor(problem.metric, dtype=start.dtype, device=start.device)
-        theta = 1 / metric.max()
+        theta = 1 / whole(metric.max())
         if not penalty.is_convex:
             theta = theta / 2
         dead = penalty.dead_groups(problem.pull(), problem.threshold)
@@ -64,7 +65,7 @@ class ProximalGradient(Solver):
             target = z - theta * problem.smooth_gradient(z)
             ahead, value = penalty.prox_with_value(target, theta * problem.threshold, z)
             moved = ahead - z
-            certificate = torch.linalg.vector_norm(metric * moved - moved / theta)
+            certificate = whole(torch.linalg.vector_norm(metric * moved - moved / theta))
             ahead_cost = problem.objective(ahead, value)
             gain = (cost - ahead_cost) / (ahead_cost.abs() + 1)
             z, cost = ahead, ahead_cost
