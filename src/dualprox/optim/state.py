@@ -70,7 +70,7 @@ class StatefulOptimizer(Optimizer):
         if state:
             buffer = state[self._buffers(group)[0]]
             fits = buffer.device == param.device and buffer.shape == param.shape
-            has_moved = bool(state["step"] > 0)
+            has_moved = state["step"].item() > 0
             if fits and (has_moved or buffer.dtype == state_dtype(param)):
                 return state
             if has_moved:
