@@ -35,7 +35,6 @@ Source: docs/math.md, the norm equation.
 """
 
 import contextlib
-import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -175,6 +174,8 @@ class TritonGroup:
                 why = f"its counters must be float64 on {place}"
             if why:
                 raise ValueError(f"a parameter of shape {tuple(param.shape)} has none: {why}")
+        # Addresses mean nothing to a tracer. Not done at import, as it loads torch's compiler.
+        self._untraced: Any = torch.compiler.disable(TritonGroup._step)
         self.method: Method = method
         self.capturable = capturable
         self._params, self._device = list(params), params[0].device
@@ -247,7 +248,7 @@ class TritonGroup:
                 `weight_decay`. If it is mutable and the counters are on the CPU, a stage that
                 begins sets `stage_lr`.
         """
-        _untraced()(self, grads, settings)
+        self._untraced(self, grads, settings)
 
     @torch.no_grad()
     def _step(self, grads: Sequence[Tensor | None], settings: Mapping[str, Any]) -> None:
@@ -366,10 +367,3 @@ class TritonGroup:
             tables = (work, self._tensors, self._strengths, pointers, rows)
             steps = _BLIND_STEPS if self.method in _METRIC else 0
             launch(self.method, shape, dtype, entries, aligned, tables, records, steps)
-
-
-@functools.cache
-def _untraced() -> Any:
-    """`_step` as torch.compile leaves it alone: addresses mean nothing to a tracer."""
-    # Not when this module is imported: it takes all of torch's compiler with it.
-    return torch.compiler.disable(TritonGroup._step)
