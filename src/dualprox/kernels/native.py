@@ -134,7 +134,6 @@ class _Row:
     """One parameter as it was when the group was made, and its record."""
 
     tensors: tuple[Tensor, ...]  # the parameter and its state
-    places: tuple[int, ...]
     layout: tuple[torch.dtype, torch.Size, tuple[int, ...]]
     record: Any
 
@@ -177,22 +176,22 @@ class NativeGroup:
                 setattr(record, place, state[name].data_ptr() if name else None)
             for name in _COUNTERS:
                 setattr(record, name, state[name].data_ptr() if name in state else None)
-            tensors = (param, *state.values())
-            places = tuple(tensor.data_ptr() for tensor in tensors)
-            self._rows.append(_Row(tensors, places, _layout(param), record))
+            self._rows.append(_Row((param, *state.values()), _layout(param), record))
+        # The rows keep the tensors alive, so that no other gets their id.
+        self._state_ids = [id(value) for row in self._rows for value in row.tensors[1:]]
+        self._places = [tensor.data_ptr() for row in self._rows for tensor in row.tensors]
 
     def fits(self, params: Sequence[Tensor], states: Sequence[dict[str, Tensor]]) -> bool:
         """Whether these are the tensors it was made for, where they were."""
-        for param, state, row in zip(params, states, self._rows, strict=True):
-            now = (param, *state.values())
-            # Memory that was freed may come back with another dtype or shape.
-            if len(now) != len(row.tensors) or _layout(param) != row.layout:
-                return False
-            if any(a is not b for a, b in zip(now, row.tensors, strict=True)):
-                return False
-            if tuple([tensor.data_ptr() for tensor in now]) != row.places:
-                return False
-        return True
+        if [id(value) for state in states for value in state.values()] != self._state_ids:
+            return False
+        if [tensor.data_ptr() for row in self._rows for tensor in row.tensors] != self._places:
+            return False
+        # Memory that was freed may come back with another dtype or shape.
+        return all(
+            param is row.tensors[0] and _layout(param) == row.layout
+            for param, row in zip(params, self._rows, strict=True)
+        )
 
     def step(self, grads: Sequence[Tensor], settings: Mapping[str, Any]) -> None:
         """One step of all parameters, in place.

@@ -17,7 +17,7 @@ namespace dualprox {
 constexpr int kMostSweeps = 60;
 // A step of Newton's, or a difference from Halley's step, relative to r, after which another sweep
 // would be lost in float32's rounding.
-constexpr double kSmallStep = 3.4526698e-4, kSmallDifference = 3e-6;
+constexpr double kSmallStep = 3.4526698e-4, kSmallDifference = 1e-5;
 // Sums of float32 numbers below this may have lost digits, or all, to underflow.
 constexpr double kTiny = 1e-30, kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kStride = 1024;  // by which r changes at most where sums over- or underflow
