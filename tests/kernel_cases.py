@@ -14,6 +14,8 @@ EAGER: dict[Method, Any] = {
     "prox_sgd": dp.ProxSGD,
     "prox_adamw": dp.ProxAdamW,
 }
+# Of the largest entry: thirty rounding errors, of sums in another order and of the cube root.
+TOLERANCE = 4e-6
 LR: dict[Method, float] = {"rmda": 0.1, "ramda": 0.02, "prox_sgd": 0.1, "prox_adamw": 0.05}
 
 

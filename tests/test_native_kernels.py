@@ -10,14 +10,12 @@ import torch
 import dualprox as dp
 from dualprox.kernels import native
 from dualprox.kernels.scalars import Method
-from kernel_cases import EAGER, FREE, LARGE, LR, RESIDENT, Case
+from kernel_cases import EAGER, FREE, LARGE, LR, RESIDENT, TOLERANCE, Case
 from oracles import algorithms
 from oracles.cases import oracle
 
 _WHY_NOT = native.why_unavailable()
 pytestmark = pytest.mark.skipif(_WHY_NOT is not None, reason=f"native kernels {_WHY_NOT}")
-# Of the largest entry: rounding errors of sums in another order, of the cube root and of Newton.
-TOLERANCE = 4e-6
 SHAPED = (
     Case((1,), dp.GroupLasso(0.1, axis=0)),
     Case((300, 3), dp.GroupLasso(0.2, axis=0)),  # short runs side by side
@@ -357,3 +355,15 @@ def test_every_instruction_set_of_this_machine_agrees_with_eager(capability, mon
     finally:
         monkeypatch.undo()
         native._load.cache_clear()
+
+
+@pytest.mark.parametrize("method", ["ramda", "prox_adamw"])
+def test_alike_slopes_need_one_sweep(method: Method):
+    generator = torch.Generator().manual_seed(0)
+    param = torch.nn.Parameter(torch.randn(400, 70, generator=generator))
+    group = {"params": [param], "penalty": dp.GroupLasso(1e-3)}
+    opt = EAGER[method]([group], lr=0.1, impl="native")
+    for _ in range(5):
+        param.grad = torch.rand(400, 70, generator=generator) + 1
+        opt.step()
+        assert opt.solver_report()[0].iterations == 1

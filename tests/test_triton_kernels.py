@@ -11,7 +11,7 @@ import dualprox as dp
 from dualprox.kernels.scalars import Method
 from dualprox.kernels.tiling import Tiling
 from dualprox.kernels.triton_steps import TritonGroup, unavailable, unsupported
-from kernel_cases import EAGER, FREE, LARGE, LR, RESIDENT, Case
+from kernel_cases import EAGER, FREE, LARGE, LR, RESIDENT, TOLERANCE, Case
 from oracles import algorithms
 from oracles.cases import oracle
 
@@ -28,8 +28,6 @@ SWEPT = Tiling(resident=0, chunk=256, few=0)
 SPLIT = Tiling(resident=0, chunk=128, few=99, programs=3)
 CLUSTERED = Tiling(resident=8192, blocks=4)
 COUNTERS = ("step", "penalty_sum", "restart", "eps")
-# Of the largest entry: thirty rounding errors, of sums in another order and of the cube root.
-TOLERANCE = 4e-6
 
 methods = pytest.mark.parametrize("method", EAGER)
 

@@ -10,6 +10,7 @@ import torch
 
 import dualprox as dp
 
+from .settings import proc_line
 from .workloads import STRENGTH, Training, Workload
 
 IMPLS = ("eager", "native", "triton")
@@ -234,11 +235,5 @@ def bytes_free(device: torch.device) -> int | None:
     """Memory free on the device; None where it cannot be told."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
+    available = proc_line("meminfo", "MemAvailable")
+    return None if available is None else int(available.split()[0]) * 1024

@@ -17,6 +17,7 @@ import dualprox as dp
 
 from ..files import write_json, write_png
 from ..usage import UsageError
+from .settings import proc_line
 
 # Raised when a stored result can no longer be read as this version writes it.
 FORMAT = 1
@@ -58,14 +59,7 @@ def changes() -> list[str] | None:
 
 def cpu_model() -> str:
     """What the processor calls itself."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return proc_line("cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -61,3 +62,10 @@ class Settings:
                     told = time.monotonic()
 
             yield draw
+
+
+def proc_line(file: str, name: str) -> str | None:
+    """The first value that Linux gives `name` in /proc/`file`; None elsewhere."""
+    path = Path("/proc") / file
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)
