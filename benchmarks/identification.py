@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 import dualprox as dp
+from dualprox.files import write_atomically, write_json
 from dualprox.lab.data import batches
-from dualprox.lab.files import write_atomically, write_json
 
 Array = NDArray[np.float64]
 BATCH_SIZE = 40

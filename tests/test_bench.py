@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import dualprox as dp
+from dualprox import timing
 from dualprox.lab.bench import (
     check,
     contenders,
@@ -16,7 +17,6 @@ from dualprox.lab.bench import (
     step,
     subproblem,
     tables,
-    timing,
     workloads,
 )
 from dualprox.lab.cli import main

@@ -245,7 +245,7 @@ def _show(args: argparse.Namespace) -> int:
     if args.what in RECIPES and not folder.exists():
         print(json.dumps(to_json(RECIPES[args.what]()), indent=2))
         return 0
-    from .files import read_json_lines
+    from ..files import read_json_lines
     from .train import RunFolderError, read_run
 
     try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .files import read_json_lines, write_json, write_png
+from ..files import read_json_lines, write_json, write_png
 from .train import Training
 
 if TYPE_CHECKING:

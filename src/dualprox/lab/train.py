@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import dualprox as dp
 
 from ..checks import require
+from ..files import read_json_lines, write_atomically, write_json, write_json_lines
 from . import data, models, settings
-from .files import read_json_lines, write_atomically, write_json, write_json_lines
 from .recipes import RECIPES
 from .settings import Run
 

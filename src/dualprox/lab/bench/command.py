@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ..files import write_png
+from ...files import write_png
+from ...timing import Budget, threads
 from ..usage import UsageError, require_extras
-from .timing import Budget, threads
 
 # Each is a module of this package with QUESTION, MODELS and run(settings).
 QUESTIONS = {

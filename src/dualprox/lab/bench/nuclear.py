@@ -16,8 +16,8 @@ from torch import Tensor
 
 import dualprox as dp
 
+from ...timing import Case, clock_of, interleave
 from .settings import Settings
-from .timing import Case, clock_of, interleave
 
 QUESTION = "How long does the prox of the nuclear norm take?"
 RANK = 32  # singular values above the threshold

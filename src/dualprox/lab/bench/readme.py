@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically
+from ...files import write_atomically
 from ..usage import UsageError
 from .contenders import BASELINE
 from .results import read_stored

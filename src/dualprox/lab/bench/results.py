@@ -15,7 +15,7 @@ import torch
 
 import dualprox as dp
 
-from ..files import write_json, write_png
+from ...files import write_json, write_png
 from ..usage import UsageError
 from .settings import proc_line
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from ...timing import Case, clock_of, interleave, threads
 from .contenders import BASELINE, METHODS, Contender, Runner
 from .settings import Settings
-from .timing import Case, clock_of, interleave, threads
 from .workloads import Training, Weight, Workload
 
 QUESTION = "How does the time of a step grow with parameters, threads and tensors?"

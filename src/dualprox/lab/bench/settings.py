@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .timing import Budget
+from ...timing import Budget
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...timing import Case, clock_of, interleave
 from .check import check, quality, to_rows
 from .contenders import (
     BASELINE,
@@ -25,7 +26,6 @@ from .contenders import (
     contenders,
 )
 from .settings import Settings
-from .timing import Case, clock_of, interleave
 from .workloads import WORKLOADS, Training, Workload
 
 QUESTION = "How long does one optimizer step take, and does it compute the right thing?"

@@ -17,10 +17,10 @@ from torch import Tensor
 
 import dualprox as dp
 
+from ...timing import Case, clock_of, interleave
 from .check import exact, subproblem_of, support_errors
 from .contenders import METHODS, group_lasso, param_groups
 from .settings import Settings
-from .timing import Case, clock_of, interleave
 from .workloads import Training, Weight, Workload
 
 QUESTION = "How many iterations and how much time does each solver need for a given certificate?"
