@@ -1,0 +1,1 @@
+"""From structure to a network that is smaller, and what that saves."""

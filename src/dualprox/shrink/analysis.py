@@ -1,0 +1,259 @@
+"""One walk through the graph: each operation says what its units have to do with each other."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx
+
+from .trace import Trace, described, operator, shapes_of
+from .units import RIGID, Ids, Units
+from .values import Known, Value, pointwise
+
+Handler = Callable[..., Any]
+HANDLERS: dict[str, Handler] = {}
+
+# Floating point operations that torch does not mark as pointwise, and are.
+_COPIES = {"_to_copy", "to", "contiguous", "detach", "alias", "lift_fresh_copy", "clone", "dropout"}
+_COPIES |= {"alpha_dropout", "feature_dropout"}
+_POINTWISE = {"hardswish", "where", *_COPIES}
+_PLACEMENT = {"dtype", "layout", "device", "pin_memory", "memory_format"}
+# Constants that a network's code makes in the size it needs.
+_FACTORIES = {"zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros"}
+_FACTORIES |= {"new_ones", "new_full", "scalar_tensor"}
+_SMALL = 2**16  # facts about larger constants are not worth their computation
+
+
+def handles(*operations: str) -> Callable[[Handler], Handler]:
+    """Register what an operation does to units."""
+
+    def register(handler: Handler) -> Handler:
+        for operation in operations:
+            HANDLERS[operation] = handler
+        return handler
+
+    return register
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """A layer that multiplies its input by a weight.
+
+    Args:
+        node: the product.
+        weight: the layer's.
+        inputs: the units that it reads, (parts, in), a part for each group of a convolution.
+        outputs: the units that it writes, (parts, out).
+        matrix: the weight as (parts, out, in, entries).
+        live: where that is not zero, (parts, out, in).
+        constants: the input's value where that is constant, else NaN; (parts, in).
+        foldable: whether such an input may go into the layer's bias.
+    """
+
+    node: fx.Node
+    weight: Value
+    inputs: Ids
+    outputs: Ids
+    matrix: torch.Tensor
+    live: NDArray[np.bool_]
+    constants: NDArray[np.float64]
+    foldable: bool
+
+
+class Analysis:
+    """The units of a traced network, the rules about them, and what is constant in it.
+
+    Args:
+        trace: the network.
+        doubts: nodes whose reading of the axes must not change, with reasons; the proof that a
+            smaller network computes the same adds to them.
+        fold: whether channels of constant value may go into the bias of the layer that reads them.
+    """
+
+    def __init__(self, trace: Trace, doubts: Mapping[fx.Node, str], fold: bool = True) -> None:
+        self.trace, self.doubts, self.fold = trace, doubts, fold
+        self.units = Units()
+        self.values: dict[fx.Node, Any] = {}
+        self.products: list[Product] = []
+        self.group_units: dict[fx.Node, Ids] = {}  # of grouped convolutions and GroupNorm
+        self._named: dict[str, Value] = {}
+        self._tensors: dict[int, Value] = {}
+        self._uses: dict[str, int] = {}
+        for node, source in trace.sources.items():
+            self.values[node] = self._placeholder(node)
+            if source.name:
+                self._uses[source.name] = len(node.users)
+        for node in trace.graph.nodes:
+            if node.op == "call_function":
+                self.values[node] = self._call(node)
+            elif node.op == "output":
+                for value in self._values_in(node.args):
+                    self.pin(value, "it is an output of the network")
+
+    def tensor(self, name: str) -> Value | None:
+        """The parameter or buffer of this name; None if the network never reads it."""
+        return self._named.get(name)
+
+    @property
+    def tensors(self) -> dict[str, Value]:
+        """The parameters and buffers that the network reads, by name."""
+        return self._named
+
+    def owns_bias(self, weight: Value, bias: Value | None) -> bool:
+        """Whether weight and bias are those of one layer that is applied once, or it has none."""
+        layer, _, leaf = weight.name.rpartition(".")
+        if leaf != "weight" or self._uses.get(weight.name) != 1:
+            return False
+        own = f"{layer}.bias".removeprefix(".")
+        return bias is None or (bias.name == own and self._uses.get(own) == 1)
+
+    def pin(self, value: Value, reason: str, axes: Any = None) -> None:
+        """All units of these axes (default all) stay."""
+        for axis in range(len(value.shape)) if axes is None else axes:
+            self.units.pin(value.ids[axis], reason)
+
+    def _placeholder(self, node: fx.Node) -> Value:
+        source = self.trace.sources[node]
+        if source.tensor is None or not source.name:
+            shape = shapes_of(node)[0]
+            value = Value.rigid(shape if shape is not None else ())
+            return value if source.tensor is None else _with_data(value, source.tensor)
+        # Tied parameters are one tensor under several names.
+        known = self._tensors.get(id(source.tensor))
+        if known is None:
+            shape = tuple(source.tensor.shape)
+            ids = tuple(self.fresh(length) for length in shape)
+            known = Value(shape, ids, None, source.tensor.detach(), source.name)
+            self._tensors[id(source.tensor)] = known
+        self._named[source.name] = known
+        return known
+
+    def fresh(self, length: int) -> Ids:
+        """Units of an axis; what has one index alone cannot lose it."""
+        return self.units.fresh(length) if length > 1 else np.full(length, RIGID, dtype=np.int64)
+
+    def _values_in(self, args: Any) -> list[Value]:
+        found: list[Value] = []
+
+        def look(node: fx.Node) -> fx.Node:
+            value = self.values[node]
+            found.extend(v for v in (value if isinstance(value, list) else [value]) if v is not None)
+            return node
+
+        fx.node.map_arg(args, look)
+        return found
+
+    def _call(self, node: fx.Node) -> Any:
+        operation = operator(node)
+        args = fx.node.map_arg(node.args, lambda n: self.values[n])
+        kwargs = fx.node.map_arg(dict(node.kwargs), lambda n: self.values[n])
+        if operation == "getitem":
+            return args[0][args[1]]
+        if node in self.doubts:
+            for value in self._values_in((node.args, node.kwargs)):
+                self.pin(value, self.doubts[node])
+        handler = HANDLERS.get(operation)
+        is_pointwise = operation in _POINTWISE or (
+            isinstance(node.target, torch._ops.OpOverload)
+            and torch.Tag.pointwise in node.target.tags
+        )
+        if operation in _FACTORIES:
+            result = self._factory(node)
+        elif handler is not None:
+            result = handler(self, node, *args, **kwargs)
+        elif is_pointwise:
+            result = self._pointwise(node, operation, args, kwargs)
+        else:
+            result = self.opaque(node)
+        if node in self.doubts:
+            for value in result if isinstance(result, list) else [result]:
+                if value is not None:
+                    self.pin(value, self.doubts[node])
+        return self._evaluated(node, args, kwargs, result)
+
+    def _evaluated(self, node: fx.Node, args: Any, kwargs: Any, result: Any) -> Any:
+        """The result with its data, where it depends on parameters alone."""
+        inputs = self._values_in((node.args, node.kwargs))
+        if not inputs or any(value.data is None for value in inputs):
+            return result
+        assert callable(node.target)
+        with torch.no_grad():
+            data = node.target(*_data_of(args), **_data_of(kwargs))
+        if isinstance(result, Value):
+            return _with_data(result, data)
+        pairs = zip(result, data, strict=True)
+        return [None if value is None else _with_data(value, one) for value, one in pairs]
+
+    def _factory(self, node: fx.Node) -> Value:
+        shape = shapes_of(node)[0]
+        assert shape is not None
+        ids = tuple(self.fresh(length) for length in shape)
+        operation = operator(node)
+        number: Any = 0.0 if "zeros" in operation else 1.0
+        if "full" in operation or operation == "scalar_tensor":
+            number = node.args[-1]
+        if not isinstance(number, int | float | bool):
+            return Value(shape, ids)
+        dtype = node.meta["val"].dtype
+        dtype = torch.float64 if dtype.is_floating_point else dtype
+        return Value(shape, ids, Known.all(torch.full((1,) * len(shape), number, dtype=dtype)))
+
+    def _pointwise(
+        self, node: fx.Node, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Value:
+        shape = shapes_of(node)[0]
+        assert shape is not None
+        numbers = {key: value for key, value in kwargs.items() if key not in _PLACEMENT}
+        values = [arg for arg in (*args, *numbers.values()) if isinstance(arg, Value)]
+        result = self.matched(values, shape, described(node))
+        large = any(v.data is not None and v.data.numel() > _SMALL for v in values)
+        known = None
+        if operation in _COPIES:
+            known = values[0].known
+        elif not large and not any(isinstance(number, Value) for number in numbers.values()):
+            assert callable(node.target)
+            known = pointwise(node.target, operation, args, numbers)
+        return Value(shape, result.ids, known)
+
+    def matched(self, values: list[Value], shape: tuple[int, ...], reader: str) -> Value:
+        """The tensors broadcast to one shape, so that their units go together."""
+        ids: list[Ids] = []
+        for axis in range(-len(shape), 0):
+            length = shape[axis]
+            found: Ids | None = None
+            for value in values:
+                if len(value.shape) < -axis:
+                    continue
+                if value.shape[axis] != length:
+                    self.pin(value, f"{reader} broadcasts it", [axis])
+                elif found is None or length == 1:
+                    found = value.ids[axis]
+                else:
+                    self.units.same(found, value.ids[axis])
+            ids.append(np.full(length, RIGID, dtype=np.int64) if found is None else found)
+        return Value(shape, tuple(ids))
+
+    def opaque(self, node: fx.Node) -> Any:
+        """An operation that nobody has described: all that it reads stays."""
+        for value in self._values_in((node.args, node.kwargs)):
+            self.pin(value, f"{described(node)} reads it in a way unknown here")
+        results = [None if shape is None else Value.rigid(shape) for shape in shapes_of(node)]
+        several = isinstance(node.meta.get("val"), tuple | list)
+        return results if several else results[0]
+
+
+def _with_data(value: Value, data: torch.Tensor) -> Value:
+    return Value(value.shape, value.ids, None, data.detach(), value.name)
+
+
+def _data_of(args: Any) -> Any:
+    if isinstance(args, Value):
+        return args.data
+    if isinstance(args, tuple | list):
+        return type(args)(_data_of(arg) for arg in args)
+    if isinstance(args, dict):
+        return {key: _data_of(value) for key, value in args.items()}
+    return args

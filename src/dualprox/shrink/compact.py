@@ -1,0 +1,146 @@
+"""A smaller network that computes the same: what nothing live reads is removed."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from ..checks import is_count, require
+from . import layers, moves
+from .analysis import Analysis
+from .inputs import ExampleInput, Inputs
+from .plan import Plan, apply_plan, widen
+from .prove import Doubt, compare, where_it_failed
+from .trace import ShrinkError, Trace, layer_of
+from .units import RIGID, Removal
+from .widths import new_widths
+
+assert layers and moves  # they register what operations do
+_MOST_DOUBTS = 50
+
+
+class Compaction:
+    """What of a network can go, proven on its graph.
+
+    Args:
+        model: the network; read, not changed.
+        inputs: of one run.
+        round_to: widths that get smaller stay multiples of this.
+        fold: whether constant channels may go into the bias of the layers that read them, which
+            is exact in evaluation.
+
+    Raises:
+        ShrinkError: the network cannot be traced.
+    """
+
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, *, round_to: int = 1, fold: bool = True
+    ) -> None:
+        self.dense = widen(copy.deepcopy(model)).eval()
+        self.inputs, self.round_to, self.fold = inputs, round_to, fold
+        self.trace = Trace(self.dense, inputs)
+        self.doubts: dict[fx.Node, str] = {}
+        self.modules = dict(self.dense.named_modules())
+        for _ in range(_MOST_DOUBTS):
+            self.analysis = Analysis(self.trace, self.doubts, fold)
+            self.removal = self._settle()
+            self.plan = self._plan()
+            doubt = self._doubt()
+            if doubt is None:
+                break
+            self._note(doubt)
+        else:
+            for node in self.trace.calls:
+                self.doubts.setdefault(node, "no smaller network could be proven to be the same")
+            self.analysis = Analysis(self.trace, self.doubts, fold)
+            self.removal = self._settle()
+            self.plan = self._plan()
+
+    def _settle(self) -> Removal:
+        """The removal, with no tensor emptied, and widths rounded up."""
+        units = self.analysis.units
+        while True:
+            removal = units.solve()
+            changed = False
+            for value in self.analysis.tensors.values():
+                for ids in value.ids:
+                    gone = np.flatnonzero(removal.removed[ids])
+                    left = len(ids) - len(gone)
+                    wanted = max(1, -(-left // self.round_to) * self.round_to)
+                    wanted = min(wanted, len(ids))
+                    if len(gone) and left < wanted:
+                        why = "one stays, so that the layer exists"
+                        if left:
+                            why = f"it fills the width up to a multiple of {self.round_to}"
+                        units.pin(ids[gone[: wanted - left]], why)
+                        changed = True
+            if not changed:
+                return removal
+
+    def _plan(self) -> Plan:
+        removal = self.removal
+        keep = {}
+        for name, value in self.analysis.tensors.items():
+            axes = {
+                axis: tuple(removal.kept(ids).tolist())
+                for axis, ids in enumerate(value.ids)
+                if removal.removed[ids].any()
+            }
+            if axes:
+                keep[name] = axes
+        modules = {name: self.modules[name] for name in self.modules if name}
+        modules[""] = self.dense
+        attention = [
+            name
+            for name, module in modules.items()
+            if type(module).__name__ == "NarrowAttention"
+            and any(kept.startswith(f"{name}." if name else "") for kept in keep)
+        ]
+        biases = [layer for layer in self.folded() if self.modules[layer].bias is None]
+        return Plan(keep, new_widths(self.analysis, removal, modules), tuple(biases), tuple(attention))
+
+    def folded(self) -> dict[str, Tensor]:
+        """Name of a layer -> what is added to the bias of its outputs, all of them, float64."""
+        found = {}
+        for product in self.analysis.products:
+            if not product.foldable:
+                continue
+            constants = np.nan_to_num(product.constants)
+            gone = self.removal.removed[product.inputs] & (constants != 0)
+            if gone.any():
+                sums = product.matrix.detach().double().sum(-1)
+                shift = torch.from_numpy(np.where(gone, constants, 0.0)).to(sums.device)
+                layer = product.weight.name.rpartition(".")[0]
+                found[layer] = torch.einsum("goi,gi->go", sums, shift).flatten()
+        return found
+
+    def _doubt(self) -> Doubt | None:
+        """Why the smaller network may not compute the same; None if it does."""
+        if not self.plan.keep:
+            return None
+        slim = apply_plan(self.dense, self.plan)
+        try:
+            trace = Trace(slim, self.inputs)
+        except ShrinkError as error:
+            nodes = where_it_failed(self.trace, slim, error)
+            reason = f"the code there does not run with fewer channels: {error.__cause__}"
+            fresh = [node for node in nodes if node not in self.doubts]
+            for node in fresh[1:]:
+                self._note(Doubt(node, reason))
+            fresh = fresh or [node for node in self.trace.calls if node not in self.doubts]
+            return Doubt(fresh[0], reason) if fresh else None
+        return compare(self.analysis, self.removal, trace)
+
+    def _note(self, doubt: Doubt) -> None:
+        """Remember a doubt, and the same about other layers that run the same line of code."""
+        if doubt.node in self.doubts:
+            # What it reads stays already, and it still differs: all of its layer stays.
+            layer = layer_of(doubt.node)
+            inside = [n for n in self.trace.calls if layer_of(n).startswith(layer)]
+            fresh = [node for node in inside if node not in self.doubts] or self.trace.calls
+            for node in fresh:
+                self.doubts.setdefault(node, doubt.reason)
+        self.doubts[doubt.node] = doubt.reason

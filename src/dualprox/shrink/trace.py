@@ -1,0 +1,115 @@
+"""A network as a graph of aten operations, each with the layer and the line it comes from.
+
+`torch.export` is what sees everything: every operation that reads a tensor is a node, in-place
+writes have become pure functions, and each node knows its shapes. A dependency graph that is
+read off autograd misses reads by integer index, constants and recurrent layers.
+"""
+
+import re
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+
+from .inputs import Inputs
+
+
+class ShrinkError(RuntimeError):
+    """A network that cannot be shrunk, or one that would not compute the same afterwards."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a placeholder of the graph stands for.
+
+    Args:
+        name: of the parameter or buffer, "" for a constant or an input.
+        tensor: the tensor; None for an input of the network.
+    """
+
+    name: str
+    tensor: Tensor | None
+
+
+class Trace:
+    """The graph of a model's run.
+
+    Args:
+        model: in eval mode.
+        inputs: of the run.
+
+    Raises:
+        ShrinkError: torch.export cannot follow the network; the cause says where.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # one fused operator nobody can look into
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                exported = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
+                exported = exported.run_decompositions({})
+        except Exception as error:
+            raise ShrinkError(
+                f"torch.export cannot trace {type(model).__name__}: "
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            ) from error
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+        self.graph = exported.graph
+        self.sources: dict[fx.Node, Source] = {}
+        specs = exported.graph_signature.input_specs
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        for node, spec in zip(placeholders, specs, strict=True):
+            target = spec.target or ""
+            if spec.kind == InputKind.PARAMETER:
+                self.sources[node] = Source(target, model.get_parameter(target))
+            elif spec.kind == InputKind.BUFFER:
+                self.sources[node] = Source(target, model.get_buffer(target))
+            elif spec.kind == InputKind.CONSTANT_TENSOR:
+                constant = exported.constants[target]
+                assert isinstance(constant, Tensor)
+                self.sources[node] = Source("", constant)
+            else:
+                self.sources[node] = Source("", None)
+
+    @property
+    def calls(self) -> list[fx.Node]:
+        """The operations, in the order they run."""
+        return [node for node in self.graph.nodes if node.op == "call_function"]
+
+
+def shapes_of(node: fx.Node) -> list[tuple[int, ...] | None]:
+    """The shapes of a node's results; None for one that is no tensor."""
+    value = node.meta.get("val")
+    values = value if isinstance(value, tuple | list) else [value]
+    return [tuple(map(int, v.shape)) if isinstance(v, Tensor) else None for v in values]
+
+
+def layer_of(node: fx.Node) -> str:
+    """The name of the innermost module that runs the node; "" for the network itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    name = next(reversed(stack.values()))[0] if stack else ""
+    return name.replace("L['self']", "").lstrip(".")
+
+
+def lines_of(node: fx.Node) -> list[tuple[str, int]]:
+    """(file, line) of the calls that led to the node, outermost first."""
+    found = re.findall(r'File "(.+?)", line (\d+)', node.meta.get("stack_trace") or "")
+    return [(file, int(line)) for file, line in found]
+
+
+def operator(node: fx.Node) -> str:
+    """The node's operation without overload: "conv2d"; with its namespace if that is not aten."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return getattr(node.target, "__name__", str(node.target))
+    namespace, name = node.target._schema.name.split("::")
+    return name if namespace == "aten" else f"{namespace}::{name}"
+
+
+def described(node: fx.Node) -> str:
+    """A node for messages: "layer3.conv (conv2d)"."""
+    return f"{layer_of(node) or 'the network itself'} ({operator(node)})"
