@@ -36,6 +36,10 @@ from .penalties import (
     Structure,
     Support,
 )
+from .shrink.attention import NarrowAttention
+from .shrink.plan import Plan, apply_plan
+from .shrink.slim import shrink
+from .shrink.trace import ShrinkError
 from .structure import NetworkStructure, StructureMonitor, StructureRecord
 from .structure.metrics import structure
 from .subproblem import (
@@ -67,12 +71,14 @@ __all__ = [
     "GroupMCP",
     "GroupPenalty",
     "L2Ball",
+    "NarrowAttention",
     "NetworkStructure",
     "NewtonRaphson",
     "NonNegative",
     "NuclearNorm",
     "ParamGroups",
     "Penalty",
+    "Plan",
     "ProxAdamW",
     "ProxSGD",
     "ProximalGradient",
@@ -80,6 +86,7 @@ __all__ = [
     "Rank",
     "RankAtMost",
     "SeparablePenalty",
+    "ShrinkError",
     "Slices",
     "Solution",
     "SolveReport",
@@ -91,6 +98,8 @@ __all__ = [
     "StructureRecord",
     "Subproblem",
     "Support",
+    "apply_plan",
     "param_groups",
+    "shrink",
     "structure",
 ]

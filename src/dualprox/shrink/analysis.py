@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import fx
+from torch.fx.node import map_arg
 
 from .trace import Trace, described, operator, shapes_of
 from .units import RIGID, Ids, Units
@@ -140,16 +141,18 @@ class Analysis:
 
         def look(node: fx.Node) -> fx.Node:
             value = self.values[node]
-            found.extend(v for v in (value if isinstance(value, list) else [value]) if v is not None)
+            found.extend(
+                v for v in (value if isinstance(value, list) else [value]) if v is not None
+            )
             return node
 
-        fx.node.map_arg(args, look)
+        map_arg(args, look)
         return found
 
     def _call(self, node: fx.Node) -> Any:
         operation = operator(node)
-        args = fx.node.map_arg(node.args, lambda n: self.values[n])
-        kwargs = fx.node.map_arg(dict(node.kwargs), lambda n: self.values[n])
+        args = map_arg(node.args, lambda n: self.values[n])
+        kwargs = map_arg(dict(node.kwargs), lambda n: self.values[n])
         if operation == "getitem":
             return args[0][args[1]]
         if node in self.doubts:

@@ -24,9 +24,11 @@ class NarrowAttention(nn.Module):
         super().__init__()
         self.embed_dim, self.head_dim = attention.embed_dim, attention.head_dim
         self.batch_first, self.dropout = attention.batch_first, attention.dropout
-        for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
-            self.register_parameter(name, getattr(attention, name))
-        self.register_parameter("in_proj_bias", attention.in_proj_bias)
+        self.in_proj_weight: Tensor | None = attention.in_proj_weight
+        self.in_proj_bias: Tensor | None = attention.in_proj_bias
+        self.q_proj_weight: Tensor | None = attention.q_proj_weight
+        self.k_proj_weight: Tensor | None = attention.k_proj_weight
+        self.v_proj_weight: Tensor | None = attention.v_proj_weight
         self.out_proj = attention.out_proj
         self.train(attention.training)
 
@@ -51,9 +53,8 @@ class NarrowAttention(nn.Module):
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """Queries, keys and values, each (batch, positions, heads, head size)."""
         heads = (-1, self.head_dim)
-        if self.in_proj_weight is None:
-            weights = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
-        else:
+        weights: list[Any] = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
+        if self.in_proj_weight is not None:
             weights = list(self.in_proj_weight.unflatten(0, (3, -1)).unbind(0))
         biases: list[Any] = [None, None, None]
         if self.in_proj_bias is not None:

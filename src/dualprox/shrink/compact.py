@@ -1,21 +1,18 @@
-"""A smaller network that computes the same: what nothing live reads is removed."""
+"""The largest removal that the graph allows and a new trace proves."""
 
 import copy
-from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ..checks import is_count, require
 from . import layers, moves
 from .analysis import Analysis
-from .inputs import ExampleInput, Inputs
+from .inputs import Inputs
 from .plan import Plan, apply_plan, widen
 from .prove import Doubt, compare, where_it_failed
 from .trace import ShrinkError, Trace, layer_of
-from .units import RIGID, Removal
+from .units import Ids, Removal
 from .widths import new_widths
 
 assert layers and moves  # they register what operations do
@@ -100,7 +97,9 @@ class Compaction:
             and any(kept.startswith(f"{name}." if name else "") for kept in keep)
         ]
         biases = [layer for layer in self.folded() if self.modules[layer].bias is None]
-        return Plan(keep, new_widths(self.analysis, removal, modules), tuple(biases), tuple(attention))
+        return Plan(
+            keep, new_widths(self.analysis, removal, modules), tuple(biases), tuple(attention)
+        )
 
     def folded(self) -> dict[str, Tensor]:
         """Name of a layer -> what is added to the bias of its outputs, all of them, float64."""
@@ -116,6 +115,13 @@ class Compaction:
                 layer = product.weight.name.rpartition(".")[0]
                 found[layer] = torch.einsum("goi,gi->go", sums, shift).flatten()
         return found
+
+    def kept_outputs(self, layer: str) -> Ids:
+        """Which outputs of a layer stay."""
+        outputs = next(
+            p.outputs for p in self.analysis.products if p.weight.name.rpartition(".")[0] == layer
+        )
+        return self.removal.kept(outputs.flatten())
 
     def _doubt(self) -> Doubt | None:
         """Why the smaller network may not compute the same; None if it does."""

@@ -75,10 +75,8 @@ def _constant_outputs(
 
 
 @handles("linear")
-def linear(
-    a: Analysis, node: fx.Node, x: Value, weight: Value, bias: Value | None = None
-) -> Value:
-    """x W^T + b over the last axis."""
+def linear(a: Analysis, node: fx.Node, x: Value, weight: Value, bias: Value | None = None) -> Value:
+    """X W^T + b over the last axis."""
     shape = shapes_of(node)[0]
     assert shape is not None
     axis = len(x.shape) - 1
@@ -91,9 +89,7 @@ def linear(
         a.pin(x, f"{described(node)} computes its weight from the input", [axis])
     else:
         matrix = weight.data.reshape(1, -1, x.shape[-1], 1)
-        rows = _read(
-            a, node, x, axis, weight, bias, x.ids[-1][None], out_ids[None], matrix, True
-        )
+        rows = _read(a, node, x, axis, weight, bias, x.ids[-1][None], out_ids[None], matrix, True)
         if len(weight.shape) == 2:
             known = _constant_outputs(shape, len(shape) - 1, rows, bias)
     ids = (*x.ids[:-1], out_ids) if len(weight.shape) == 2 else x.ids[:-1]
@@ -142,12 +138,12 @@ def _contract(a: Analysis, node: fx.Node, x: Value, i: int, y: Value, j: int) ->
 
 
 @handles("einsum")
-def einsum(a: Analysis, node: fx.Node, equation: str, tensors: list[Value], **_: Any) -> Any:
+def einsum(a: Analysis, node: fx.Node, equation: str, tensors: list[Value], **__: Any) -> Any:
     """Letters are axes."""
     left, _, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     shape = shapes_of(node)[0]
-    if "." in equation or shape is None or not right and shape:
+    if "." in equation or shape is None or (shape and not right):
         return a.opaque(node)
     found: dict[str, list[tuple[Value, int]]] = {}
     for term, tensor in zip(terms, tensors, strict=True):
@@ -179,7 +175,8 @@ def _grouped(a: Analysis, node: fx.Node, flat: Ids, groups: Ids, within: Ids) ->
 @handles("conv1d", "conv2d", "conv3d", "convolution")
 def convolution(a: Analysis, node: fx.Node, x: Value, weight: Value, *rest: Any) -> Value:
     """Convolutions; rest is bias, stride, padding, dilation, groups."""
-    bias, _, padding, _, groups = (*rest, *(None, 1, 0, 1, 1)[len(rest) :])[:5]
+    defaults: tuple[Any, ...] = (None, 1, 0, 1, 1)
+    bias, _, padding, _, groups = (*rest, *defaults[len(rest) :])[:5]
     if node.target is torch.ops.aten.convolution.default:
         if rest[4]:
             return a.opaque(node)
@@ -193,7 +190,8 @@ def transposed_convolution(
     a: Analysis, node: fx.Node, x: Value, weight: Value, *rest: Any
 ) -> Value:
     """Transposed convolutions; rest is bias, stride, padding, output padding, groups."""
-    bias, _, _, _, groups = (*rest, *(None, 1, 0, 0, 1)[len(rest) :])[:5]
+    defaults: tuple[Any, ...] = (None, 1, 0, 0, 1)
+    bias, _, _, _, groups = (*rest, *defaults[len(rest) :])[:5]
     return _convolution(a, node, x, weight, bias, groups, transposed=True, foldable=False)
 
 
@@ -337,8 +335,21 @@ def softmax(a: Analysis, node: fx.Node, x: Value, dim: int, *_: Any, **__: Any) 
     return Value(x.shape, x.ids)
 
 
-@handles("mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "any", "all",
-         "argmax", "argmin", "logsumexp", "prod")
+@handles(
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "var",
+    "std",
+    "linalg_vector_norm",
+    "any",
+    "all",
+    "argmax",
+    "argmin",
+    "logsumexp",
+    "prod",
+)
 def reduction(a: Analysis, node: fx.Node, x: Value, *rest: Any, **options: Any) -> Value:
     """Axes are reduced to one number."""
     shape = shapes_of(node)[0]
@@ -392,7 +403,9 @@ def _pooled(node: fx.Node, x: Value, keep: int, rest: tuple[Any, ...]) -> Known 
     padding = rest[2] if len(rest) > 2 and "avg_pool" in str(node.target) else 0
     if "adaptive" not in str(node.target) and np.any(padding):
         return Known(x.known.mask & (x.known.value == 0), x.known.value).checked()
-    return x.known if "upsample" not in str(node.target) or "cubic" not in str(node.target) else None
+    return (
+        x.known if "upsample" not in str(node.target) or "cubic" not in str(node.target) else None
+    )
 
 
 for _space_axes in (1, 2, 3):
@@ -426,8 +439,15 @@ def embedding(a: Analysis, node: fx.Node, weight: Value, index: Value, *_: Any) 
 
 @handles("scaled_dot_product_attention")
 def attention(
-    a: Analysis, node: fx.Node, q: Value, k: Value, v: Value, mask: Value | None = None,
-    *_: Any, enable_gqa: bool = False, **__: Any,
+    a: Analysis,
+    node: fx.Node,
+    q: Value,
+    k: Value,
+    v: Value,
+    mask: Value | None = None,
+    *_: Any,
+    enable_gqa: bool = False,
+    **__: Any,
 ) -> Value:
     """softmax(q k^T / sqrt(d)) v; heads by themselves."""
     shape = shapes_of(node)[0]
@@ -457,7 +477,13 @@ def attention(
 
 @handles("lstm", "gru", "rnn_tanh", "rnn_relu")
 def recurrent(
-    a: Analysis, node: fx.Node, x: Value, hidden: Any, weights: Any, biased: Any, layers: Any = 1,
+    a: Analysis,
+    node: fx.Node,
+    x: Value,
+    hidden: Any,
+    weights: Any,
+    biased: Any,
+    layers: Any = 1,
     *rest: Any,
 ) -> Any:
     """Recurrent layers: inputs go where no gate reads them, hidden units only in plain ones."""

@@ -90,14 +90,28 @@ def _sparse_addmm(_: Tensor, a: Tensor, b: Tensor, *__: Any, **___: Any) -> int:
     return _dense_or_sparse_mm(a, b)
 
 
-for _formula in (_dense_or_sparse_mm, _sparse_addmm):
-    _formula._get_raw = True  # type: ignore[attr-defined]  # the counter then gives it tensors
+def _recurrent(steps: Tensor, weights: Sequence[Tensor]) -> int:
+    """Every example at every step is multiplied by every matrix."""
+    return 2 * steps.shape[:-1].numel() * _entries([w for w in weights if w.dim() == 2])
 
-_FORMULAS = {
+
+def _mkldnn_rnn(steps: Tensor, *arguments: Any, **_: Any) -> int:
+    return _recurrent(steps, arguments[:4])
+
+
+def _cudnn_rnn(steps: Tensor, weights: Sequence[Tensor], *_: Any, **__: Any) -> int:
+    return _recurrent(steps, weights)
+
+
+_FORMULAS: dict[Any, Any] = {
     torch.ops.aten.mm: _dense_or_sparse_mm,
     torch.ops.aten._sparse_mm: _dense_or_sparse_mm,
     torch.ops.aten.addmm: _sparse_addmm,
+    torch.ops.aten.mkldnn_rnn_layer: _mkldnn_rnn,
+    torch.ops.aten._cudnn_rnn: _cudnn_rnn,
 }
+for _formula in _FORMULAS.values():
+    _formula._get_raw = True  # the counter then gives it tensors, not shapes
 
 
 def count_macs(model: nn.Module, example_input: ExampleInput) -> int:
@@ -121,11 +135,9 @@ def count_macs(model: nn.Module, example_input: ExampleInput) -> int:
     fused = torch.backends.mha.get_fastpath_enabled()
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     with undisturbed(model), ExitStack() as slow:
-        # Fused attention, encoder and recurrent kernels hide their products from the counter.
+        # Fused attention and encoder kernels hide their products from the counter.
         slow.enter_context(torch.inference_mode(False))
         slow.enter_context(torch.no_grad())
-        slow.enter_context(torch.backends.mkldnn.flags(enabled=False))
-        slow.enter_context(torch.backends.cudnn.flags(enabled=False))
         slow.enter_context(sdpa_kernel(SDPBackend.MATH))
         slow.callback(torch.backends.mha.set_fastpath_enabled, fused)
         torch.backends.mha.set_fastpath_enabled(False)

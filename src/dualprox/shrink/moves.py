@@ -1,5 +1,6 @@
 """Operations that move entries about: what becomes of the units of each axis."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,7 @@ def factors(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[
 
 
 def _spread(ids: Ids, axis: int, shape: tuple[int, ...]) -> Ids:
-    return np.broadcast_to(
-        ids.reshape([-1 if i == axis else 1 for i in range(len(shape))]), shape
-    )
+    return np.broadcast_to(ids.reshape([-1 if i == axis else 1 for i in range(len(shape))]), shape)
 
 
 def _merge(a: Analysis, ids: list[Ids], reason: str) -> Ids:
@@ -156,7 +155,7 @@ def cat(a: Analysis, node: fx.Node, tensors: list[Value], dim: int = 0) -> Value
                 a.units.same(tensors[0].ids[axis], tensor.ids[axis])
     facts = [t.facts() for t in tensors]
     known = None
-    if any(fact is not None for fact in facts) and sum(np.prod(shape[1:])) < _MOST_FACTS:
+    if any(fact is not None for fact in facts) and math.prod(shape[1:]) < _MOST_FACTS:
         known = _joined([(f, t) for f, t in zip(facts, tensors, strict=True)], dim)
     return Value(shape, tensors[0].with_axis(dim, joined).ids, known)
 
@@ -274,8 +273,16 @@ def flip(a: Analysis, node: fx.Node, x: Value, dims: list[int]) -> Value:
     return Value(x.shape, x.ids)
 
 
-@handles("constant_pad_nd", "pad", "reflection_pad1d", "reflection_pad2d", "replication_pad1d",
-         "replication_pad2d", "replication_pad3d", "reflection_pad3d")
+@handles(
+    "constant_pad_nd",
+    "pad",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "replication_pad1d",
+    "replication_pad2d",
+    "replication_pad3d",
+    "reflection_pad3d",
+)
 def pad(
     a: Analysis, node: fx.Node, x: Value, amounts: list[int], mode: Any = "", value: Any = None
 ) -> Value:

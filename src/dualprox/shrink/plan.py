@@ -192,12 +192,9 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
 
 def _find(model: nn.Module, name: str) -> tuple[nn.Module, str, Tensor]:
     path, _, leaf = name.rpartition(".")
-    try:
-        owner = model.get_submodule(path)
-        tensor = getattr(owner, leaf)
-    except AttributeError:
-        tensor = None
-    if not isinstance(tensor, Tensor):
+    owner = dict(model.named_modules()).get(path)
+    tensor = getattr(owner, leaf, None)
+    if owner is None or not isinstance(tensor, Tensor):
         raise ValueError(f"plan must fit the model, which has no tensor {name!r}")
     return owner, leaf, tensor
 

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from .analysis import Analysis
-from .trace import Trace, described, layer_of, operator, shapes_of
+from .trace import Trace, described, layer_of, lines_of, operator, shapes_of
 from .units import Removal
 from .values import Value
 
@@ -83,7 +83,11 @@ def compare(analysis: Analysis, removal: Removal, slim: Trace) -> Doubt | None:
 
 
 def _difference(
-    analysis: Analysis, removal: Removal, node: fx.Node, other: fx.Node, pairs: dict[fx.Node, fx.Node]
+    analysis: Analysis,
+    removal: Removal,
+    node: fx.Node,
+    other: fx.Node,
+    pairs: dict[fx.Node, fx.Node],
 ) -> str | None:
     """What the two do differently; None if nothing."""
     operation = operator(node)
@@ -184,20 +188,14 @@ def where_it_failed(trace: Trace, slim: Any, error: BaseException) -> list[fx.No
     layers = [names[owner] for owner, _ in frames if owner in names]
     for layer in reversed(layers):
         inside = [n for n in trace.calls if layer_of(n) == layer or _within(n, layer)]
-        at_line = [n for n in inside if trace_line(n) in lines]
+        at_line = [n for n in inside if lines_of(n)[-1:] and lines_of(n)[-1] in lines]
         if at_line:
             return at_line
-        if inside:
-            return inside
+        cutting = {*_LENGTHS, "slice", "select"}
+        own = [n for n in inside if layer_of(n) == layer and operator(n) in cutting]
+        if own or inside:
+            return own or inside
     return []
-
-
-def trace_line(node: fx.Node) -> tuple[str, int] | None:
-    """The innermost line of the network's code that ran the node."""
-    from .trace import lines_of
-
-    found = lines_of(node)
-    return found[-1] if found else None
 
 
 def _within(node: fx.Node, layer: str) -> bool:

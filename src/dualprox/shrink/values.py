@@ -101,7 +101,8 @@ def along(axis: int, rank: int, mask: np.ndarray, value: np.ndarray) -> Known | 
     """Facts that are the same for everything but the index along one axis."""
     shape = [-1 if i == axis else 1 for i in range(rank)]
     clean = np.where(mask, value, 0.0)
-    return Known(torch.from_numpy(mask).reshape(shape), torch.from_numpy(clean).reshape(shape)).checked()
+    facts = Known(torch.from_numpy(mask), torch.from_numpy(clean))
+    return Known(facts.mask.reshape(shape), facts.value.reshape(shape)).checked()
 
 
 def mapped(function: Callable[[Tensor], Tensor], facts: Known | None) -> Known | None:

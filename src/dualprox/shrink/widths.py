@@ -88,9 +88,7 @@ def _typed(
         yield "nx", weight[0]
 
 
-def _guessed(
-    analysis: Analysis, removal: Removal, name: str, module: nn.Module
-) -> dict[str, Any]:
+def _guessed(analysis: Analysis, removal: Removal, name: str, module: nn.Module) -> dict[str, Any]:
     """Whole numbers of a module that are lengths of axes which get shorter where it cuts them."""
     changes: dict[tuple[int, bool], set[int]] = {}
     for node in analysis.trace.calls:

@@ -1,0 +1,128 @@
+"""Running a network and its smaller copy on numbers, and finding where they part."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from .agreement import largest_difference, real_outputs
+from .analysis import Analysis
+from .inputs import Inputs, undisturbed
+from .plan import widen
+from .trace import ShrinkError, Trace, described
+from .units import Removal
+from .values import Value
+
+# What rounding may do to the largest output: in float64 next to nothing, however deep.
+_TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
+_RANDOM_RUNS = 3
+
+
+def require_same(
+    model: nn.Module, slim: nn.Module, inputs: Inputs, analysis: Analysis, removal: Removal
+) -> float:
+    """Run both on the example and on random inputs, in float64 where the code lets them.
+
+    Returns:
+        The largest difference of their outputs on the example, in their own dtype.
+
+    Raises:
+        ShrinkError: they differ beyond rounding; it names the first layer that does.
+    """
+    pairs = [(model, slim, inputs)]
+    wide = _widened(model, slim, inputs)
+    if wide is not None:
+        pairs.append(wide)
+    own = 0.0
+    for number, (first, second, example) in enumerate(pairs):
+        runs = [example]
+        for seed in range(_RANDOM_RUNS):
+            runs.append(example.at_random(torch.Generator().manual_seed(seed)))
+        for place, run in enumerate(runs):
+            ours, theirs = _outputs(first, run), _outputs(second, run)
+            if ours is None and place:
+                continue  # the network refuses made-up inputs
+            assert ours is not None
+            apart = torch.inf if theirs is None else largest_difference(ours, theirs)
+            if place == 0 and number == 0:
+                own = apart
+            if apart > _allowed(ours):
+                layer = _first_difference(slim, inputs, analysis, removal)
+                raise ShrinkError(
+                    f"the smaller network differs by {apart:.3g} from {layer} on; "
+                    "the given one is untouched"
+                )
+    return own
+
+
+def _widened(
+    model: nn.Module, slim: nn.Module, inputs: Inputs
+) -> tuple[nn.Module, nn.Module, Inputs] | None:
+    """Both in float64; None if the code fixes a dtype, or they are in float64 already."""
+    try:
+        first, second = copy.deepcopy(model).double(), copy.deepcopy(slim).double()
+        wide = Inputs(
+            *pytree.tree_map_only(
+                Tensor,
+                lambda t: t.double() if t.is_floating_point() else t,
+                (inputs.args, inputs.kwargs),
+            )
+        )
+        outputs = _outputs(first, wide)
+    except RuntimeError:
+        return None
+    if not outputs or any(output.dtype != torch.float64 for output in outputs):
+        return None
+    return first, second, wide
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:
+    try:
+        with undisturbed(model):
+            return real_outputs(inputs.run(model))
+    except Exception:  # whatever a network says to inputs that it does not like
+        return None
+
+
+def _allowed(outputs: list[Tensor]) -> float:
+    largest = 0.0
+    for output in outputs:
+        finite = output[output.isfinite()]
+        if finite.numel():
+            largest = max(largest, float(finite.abs().max()))
+    return max((_TOLERANCE.get(o.dtype, 1e-3) for o in outputs), default=0.0) * max(largest, 1e-30)
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps every result."""
+
+    def __init__(self, trace: Trace, inputs: Inputs) -> None:
+        super().__init__(fx.GraphModule(nn.Module(), trace.graph))
+        self.results: dict[str, Any] = {}
+        given = iter(pytree.tree_leaves((inputs.args, inputs.kwargs)))
+        feed = [next(given) if s.tensor is None else s.tensor for s in trace.sources.values()]
+        with torch.no_grad():
+            self.run(*feed)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Keep the result."""
+        self.results[n.name] = super().run_node(n)
+        return self.results[n.name]
+
+
+def _first_difference(slim: nn.Module, inputs: Inputs, analysis: Analysis, removal: Removal) -> str:
+    """The first operation whose results on the example differ in what is left of them."""
+    slim_trace = Trace(widen(copy.deepcopy(slim)).eval(), inputs)
+    large, small = _Recorder(analysis.trace, inputs), _Recorder(slim_trace, inputs)
+    for node, other in zip(analysis.trace.calls, slim_trace.calls, strict=False):
+        value, found = analysis.values[node], large.results[node.name]
+        if not isinstance(value, Value) or not isinstance(found, Tensor):
+            continue
+        for axis, ids in enumerate(value.ids):
+            found = found.index_select(axis, torch.from_numpy(removal.kept(ids)))
+        rest = small.results[other.name]
+        if found.shape != rest.shape or largest_difference([found], [rest]) > _allowed([found]):
+            return described(node)
+    return "its output"

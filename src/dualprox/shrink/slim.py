@@ -1,0 +1,112 @@
+"""`shrink`: a physically smaller network with the same outputs, and what that saved."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..checks import is_count, require
+from .compact import Compaction
+from .inputs import ExampleInput, Inputs
+from .measure import compare
+from .plan import apply_plan
+from .replace import describe
+from .report import LayerChange, ShrinkReport, attach_report
+from .sameness import require_same
+
+
+def shrink(
+    model: nn.Module,
+    example_input: ExampleInput,
+    *,
+    round_to: int = 1,
+    latency: bool = True,
+    batch_sizes: Sequence[int] = (1, 64),
+) -> nn.Module:
+    """A physically smaller copy of a network with dead channels, which computes the same.
+
+    What no live weight reads is removed, transitively: input slices that are exactly zero, the
+    channels that they read, the biases, norms and weights that made them, and so on. Channels
+    whose value never changes go into the next bias where that is exact. Whatever cannot be proven
+    safe on the network's graph stays, and the report says why. Then both networks run on the
+    example and on random inputs, in float64 where possible.
+
+    Parameters are read as they are: call it inside ``with opt.structured():``.
+
+    Args:
+        model: any module that `torch.export` can trace; untouched.
+        example_input: a tensor, a tuple of positional or a dict of keyword arguments; axis 0 of
+            the tensors is the batch.
+        round_to: widths that get smaller stay multiples of this, padded with dead channels.
+        latency: measure it; a few seconds.
+        batch_sizes: to measure latency at.
+
+    Returns:
+        A new module of the same class, with a `ShrinkReport` as its attribute ``report``.
+
+    Raises:
+        ShrinkError: torch.export cannot trace the model, or the outputs differ.
+        ValueError: a setting is out of its range.
+
+    Example:
+        >>> import torch, dualprox as dp
+        >>> from torch.nn import Linear, ReLU, Sequential
+        >>> model = Sequential(Linear(4, 8), ReLU(), Linear(8, 2))
+        >>> with torch.no_grad():
+        ...     _ = model[2].weight[:, :6].zero_()
+        >>> slim = dp.shrink(model, torch.randn(1, 4), latency=False)
+        >>> slim[0], slim.report.before.parameters, slim.report.after.parameters
+        (Linear(in_features=4, out_features=2, bias=True), 58, 16)
+    """
+    require(is_count(round_to), "round_to", "an int >= 1", round_to)
+    inputs = Inputs.of(example_input)
+    found = Compaction(model, inputs, round_to=round_to)
+    slim = slimmed(model, found)
+    apart = require_same(model, slim, inputs, found.analysis, found.removal)
+    if latency:
+        before, after = compare(model, slim, example_input, batch_sizes=batch_sizes)
+    else:
+        before, after = compare(model, slim, example_input, latency=False)
+    rows = layer_changes(model, slim, found)
+    return attach_report(slim, ShrinkReport(rows, before, after, apart, found.plan.to_dict()))
+
+
+def slimmed(model: nn.Module, found: Compaction) -> nn.Module:
+    """The model cut down by what was found, with constants in the biases that take them."""
+    slim = apply_plan(model, found.plan)
+    with torch.no_grad():
+        for layer, shift in found.folded().items():
+            bias = slim.get_submodule(layer).bias
+            assert isinstance(bias, torch.Tensor)
+            kept = found.kept_outputs(layer)
+            bias.add_(shift[torch.from_numpy(kept).to(shift.device)].to(bias.dtype))
+    return slim
+
+
+def layer_changes(model: nn.Module, slim: nn.Module, found: Compaction) -> tuple[LayerChange, ...]:
+    """A row per layer that has weights."""
+    rows = []
+    small = dict(slim.named_modules())
+    products = {p.weight.name.rpartition(".")[0]: p for p in reversed(found.analysis.products)}
+    for name, module in model.named_modules():
+        own = sum(p.numel() for p in module.parameters(recurse=False))
+        if not own or name not in small:
+            continue
+        left = sum(p.numel() for p in small[name].parameters(recurse=False))
+        dead = removed = 0
+        stayed = ""
+        if name in products:
+            product = products[name]
+            zero = ~product.live.any(1)
+            units = product.inputs[zero]
+            gone = found.removal.removed[units]
+            dead, removed = len(units), int(gone.sum())
+            reasons = Counter(found.removal.reason(unit) for unit in units[~gone])
+            stayed = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(3))
+        rows.append(
+            LayerChange(
+                name, describe(module), describe(small[name]), own, left, dead, removed, stayed
+            )
+        )
+    return tuple(rows)
