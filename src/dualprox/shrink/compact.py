@@ -28,17 +28,24 @@ class Compaction:
         round_to: widths that get smaller stay multiples of this.
         fold: whether constant channels may go into the bias of the layers that read them, which
             is exact in evaluation.
+        trace: of the model, if there is one already; the model then is what was traced.
 
     Raises:
         ShrinkError: the network cannot be traced.
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Inputs, *, round_to: int = 1, fold: bool = True
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        *,
+        round_to: int = 1,
+        fold: bool = True,
+        trace: Trace | None = None,
     ) -> None:
-        self.dense = widen(copy.deepcopy(model)).eval()
+        self.dense = model if trace is not None else widen(copy.deepcopy(model)).eval()
         self.inputs, self.round_to, self.fold = inputs, round_to, fold
-        self.trace = Trace(self.dense, inputs)
+        self.trace = Trace(self.dense, inputs) if trace is None else trace
         self.doubts: dict[fx.Node, str] = {}
         self.modules = dict(self.dense.named_modules())
         for _ in range(_MOST_DOUBTS):

@@ -513,9 +513,13 @@ def recurrent(
                 a.pin(tensor, f"{described(node)} has layers of one size", axes)
         else:
             a.units.same(own[1].ids[1], units)
-            live = (own[1].data.detach() != 0).cpu().numpy()[None]
+            matrix = own[1].data.detach()[None, :, :, None]
+            live = (matrix != 0).any(-1).cpu().numpy()
             reason = f"{described(node)} reads it in the next step"
             a.units.rules.append(Read(units[None], rows, live, reason))
+            unknown = np.full((1, size), np.nan)
+            own_product = Product(node, own[1], units[None], rows, matrix, live, unknown, False)
+            a.products.append(own_product)
     for tensor in hidden:
         axes = range(len(tensor.shape) - plain)
         a.pin(tensor, f"{described(node)} has layers of one size", axes)

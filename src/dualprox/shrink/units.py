@@ -126,6 +126,16 @@ class Units:
             self._roots = parent
         return self._roots
 
+    def pinned(self) -> dict[int, str]:
+        """The roots that stay whatever the weights are, and why."""
+        roots = self.roots()
+        found: dict[int, str] = {}
+        for units, reason in self._pins:
+            for root in np.unique(roots[units]):
+                found.setdefault(int(root), reason)
+        found.setdefault(RIGID, "it is an input or output of the network")
+        return found
+
     def solve(self) -> "Removal":
         """The largest set of units that can go."""
         roots = self.roots()
