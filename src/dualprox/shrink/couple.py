@@ -216,8 +216,7 @@ def _slices(analysis: Analysis, product: Product) -> tuple[str, Slices | None]:
         if tensor.data is None or weight.data is None or tensor.data.numel() == 0:
             continue
         same = tensor is weight or (
-            tensor.data.untyped_storage().data_ptr()
-            == weight.data.untyped_storage().data_ptr()
+            tensor.data.untyped_storage().data_ptr() == weight.data.untyped_storage().data_ptr()
         )
         if not same:
             continue
