@@ -37,6 +37,7 @@ from .penalties import (
     Support,
 )
 from .shrink.attention import NarrowAttention
+from .shrink.export import export_program, load_slim, save_onnx, save_program, save_slim
 from .shrink.plan import Plan, apply_plan
 from .shrink.slim import shrink
 from .shrink.trace import ShrinkError
@@ -99,7 +100,12 @@ __all__ = [
     "Subproblem",
     "Support",
     "apply_plan",
+    "export_program",
+    "load_slim",
     "param_groups",
+    "save_onnx",
+    "save_program",
+    "save_slim",
     "shrink",
     "structure",
 ]

@@ -1,9 +1,10 @@
 """Files that are either whole or not there."""
 
+import contextlib
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -11,17 +12,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file, flush it to the disk, and rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary path to write to by name, renamed to `path` when the block ends well."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a temporary file, flush it to the disk, and rename it to `path`."""
+    with replaced(path) as temporary, open(temporary, "wb") as file:
+        write(file)
 
 
 def write_text(path: Path, text: str) -> None:

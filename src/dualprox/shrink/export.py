@@ -1,0 +1,194 @@
+"""Out of the door: files that another program runs, or that rebuild the slim network."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..files import replaced, write_atomically, write_text
+from .agreement import largest_difference, real_outputs
+from .inputs import ExampleInput, Inputs, undisturbed
+from .plan import Plan, apply_plan
+from .report import ShrinkReport
+from .trace import ShrinkError
+
+WEIGHTS, PLAN = "slim.safetensors", "plan.json"
+_RUNTIME_TOLERANCE = 1e-4  # of the largest output; another program adds in another order
+
+
+def save_slim(slim: nn.Module, folder: str | Path) -> None:
+    """Write a slim network as ``slim.safetensors`` and ``plan.json``; nothing in them is code.
+
+    `load_slim` makes the network again from them and the user's own model class.
+
+    Args:
+        slim: made by `shrink`.
+        folder: made if it does not exist. Files of these names are replaced when whole.
+
+    Raises:
+        ValueError: the network has no report with a plan.
+        ImportError: safetensors is missing.
+    """
+    save = _safetensors().save
+    report = getattr(slim, "report", None)
+    if not isinstance(report, ShrinkReport) or not report.plan:
+        raise ValueError(f"slim must be made by shrink, got {type(slim).__name__} without a report")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: tensor.detach().contiguous() for name, tensor in _distinct(slim.state_dict()).items()
+    }
+    content = save(tensors)
+    write_atomically(folder / WEIGHTS, lambda file: file.write(content))
+    write_text(folder / PLAN, json.dumps(dict(report.plan)))
+
+
+def load_slim(model: nn.Module, folder: str | Path) -> nn.Module:
+    """The slim network that `save_slim` wrote, around a fresh network of the dense architecture.
+
+    Args:
+        model: made as the dense network was made; untouched.
+        folder: that `save_slim` wrote to.
+
+    Raises:
+        ValueError: the plan is damaged or does not fit the model, or the weights do not fit.
+        ImportError: safetensors is missing.
+    """
+    load = _safetensors().load_file
+    slim = apply_plan(model, Plan.load(Path(folder) / PLAN))
+    try:
+        tensors = load(str(Path(folder) / WEIGHTS))
+    except Exception as error:  # safetensors has its own exceptions for damaged files
+        raise ValueError(f"{Path(folder) / WEIGHTS} is damaged: {error}") from error
+    expected = _distinct(slim.state_dict())
+    if tensors.keys() != expected.keys():
+        names = ", ".join(sorted(tensors.keys() ^ expected.keys()))
+        raise ValueError(f"{folder} must hold the model's tensors; only one of them has {names}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{folder} must hold the model's tensors; {name} has shape {tuple(tensor.shape)} "
+                f"there and {tuple(expected[name].shape)} in the model"
+            )
+        with torch.no_grad():
+            expected[name].copy_(tensor)
+    return slim
+
+
+def _distinct(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tied tensors once, under their first name."""
+    seen: dict[tuple[int, torch.Size], str] = {}
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if seen.setdefault((tensor.data_ptr() or id(tensor), tensor.shape), name) == name
+    }
+
+
+def export_program(model: nn.Module, example_input: ExampleInput) -> torch.export.ExportedProgram:
+    """The network in evaluation as a `torch.export` program whose batch may have any size.
+
+    Args:
+        model: any module.
+        example_input: as in `shrink`.
+
+    Raises:
+        ShrinkError: torch.export cannot trace the network.
+    """
+    # Two of them: torch takes an axis of length one for a constant.
+    inputs = Inputs.of(example_input).at_batch(2)
+    size = Inputs.of(example_input).batch_size
+
+    def axes(tensor: Any) -> Any:
+        free = isinstance(tensor, Tensor) and tensor.dim() and tensor.shape[0] == size
+        return {0: torch.export.Dim.AUTO} if free else None
+
+    given = Inputs.of(example_input)
+    shapes = pytree.tree_map(axes, (given.args, given.kwargs))
+    dynamic = {**dict(enumerate(shapes[0])), **shapes[1]} if given.kwargs else shapes[0]
+    was_training = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(
+                model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic, strict=False
+            )
+    except Exception as error:
+        raise ShrinkError(
+            f"torch.export cannot export {type(model).__name__}: {type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+    finally:
+        for module, flag in was_training:
+            module.training = flag
+
+
+def save_program(model: nn.Module, example_input: ExampleInput, path: str | Path) -> None:
+    """Write `export_program` to a ``.pt2`` file, which ``torch.export.load`` reads."""
+    program = export_program(model, example_input)
+    write_atomically(Path(path), lambda file: torch.export.save(program, file))
+
+
+def save_onnx(model: nn.Module, example_input: ExampleInput, path: str | Path) -> float:
+    """Write the network in evaluation as ONNX, and run it in onnxruntime before it is kept.
+
+    Args:
+        model: any module.
+        example_input: as in `shrink`; the batch may have any size afterwards.
+        path: of the file; an older one is replaced when the new one has been checked.
+
+    Returns:
+        The largest difference between onnxruntime's and torch's outputs.
+
+    Raises:
+        ShrinkError: the network cannot be exported, or onnxruntime's outputs differ.
+        ImportError: onnx, onnxscript or onnxruntime is missing.
+    """
+    try:
+        import onnxruntime
+        import onnxscript as _  # the exporter is written in it
+    except ImportError as error:
+        raise ImportError('ONNX needs more packages: pip install "dualprox[onnx]"') from error
+    program = export_program(model, example_input)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        converted = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert converted is not None
+    given = Inputs.of(example_input)
+    runs = [given.at_batch(2), given.at_batch(3).at_random(torch.Generator().manual_seed(0))]
+    with replaced(Path(path)) as temporary:
+        converted.save(str(temporary))
+        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        names = [each.name for each in session.get_inputs()]
+        worst = 0.0
+        for number, run in enumerate(runs):
+            leaves = [leaf for leaf in pytree.tree_leaves((run.args, run.kwargs))]
+            feed = {name: leaf.cpu().numpy() for name, leaf in zip(names, leaves, strict=True)}
+            with undisturbed(model):
+                wanted = [t.detach().cpu() for t in real_outputs(run.run(model))]
+            try:
+                found = [torch.from_numpy(array) for array in session.run(None, feed)]
+            except Exception:
+                if number:  # the batch of some networks is fixed
+                    continue
+                raise
+            found = [tensor for tensor in found if tensor.is_floating_point()]
+            apart = largest_difference(wanted, found)
+            largest = max((float(t.abs().max()) for t in wanted if t.numel()), default=0.0)
+            if apart > _RUNTIME_TOLERANCE * max(largest, 1e-6):
+                raise ShrinkError(f"onnxruntime's outputs differ from torch's by {apart:.3g}")
+            worst = max(worst, apart)
+    return worst
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError('this needs safetensors: pip install "dualprox[lab]"') from error
+    return safetensors.torch
