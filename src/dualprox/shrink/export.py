@@ -151,7 +151,7 @@ def save_onnx(model: nn.Module, example_input: ExampleInput, path: str | Path) -
     """
     try:
         import onnxruntime
-        import onnxscript as _  # the exporter is written in it
+        import onnxscript  # noqa: F401, the exporter is written in it
     except ImportError as error:
         raise ImportError('ONNX needs more packages: pip install "dualprox[onnx]"') from error
     program = export_program(model, example_input)

@@ -1,0 +1,107 @@
+"""Files of slim networks: weights with a plan, exported programs, ONNX."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import dualprox as dp
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def slim() -> nn.Module:
+    model = network()
+    with torch.no_grad():
+        model.get_parameter("5.weight")[:, :3] = 0.0
+        model.get_parameter("0.weight")[6] = 0.0  # constant behind the norm, goes into a bias
+        model.get_parameter("1.bias")[6] = 0.7
+    return dp.shrink(model, torch.randn(1, 3, 8, 8), latency=False)
+
+
+def example(count: int) -> torch.Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_weights_and_plan_rebuild_the_network_around_its_class(
+    slim: nn.Module, tmp_path: Path
+) -> None:
+    pytest.importorskip("safetensors")
+    dp.save_slim(slim, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"slim.safetensors", "plan.json"}
+    again = dp.load_slim(network(), tmp_path).eval()
+    assert again.get_parameter("0.weight").shape == (4, 3, 3, 3)
+    assert torch.equal(again(example(5)), slim(example(5)))
+
+
+def test_damaged_files_are_refused_by_name(slim: nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    dp.save_slim(slim, tmp_path)
+    weights = (tmp_path / "slim.safetensors").read_bytes()
+    (tmp_path / "slim.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ValueError, match=r"slim\.safetensors is damaged"):
+        dp.load_slim(network(), tmp_path)
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(ValueError, match=r"plan\.json is not a plan"):
+        dp.load_slim(network(), tmp_path)
+
+
+def test_a_plan_can_set_sizes_and_nothing_else(slim: nn.Module, tmp_path: Path) -> None:
+    dp.save_slim(slim, tmp_path)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan["attributes"]["0"]["forward"] = "os.system"
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(ValueError, match="plan must set sizes, got 'os.system' for 0.forward"):
+        dp.load_slim(network(), tmp_path)
+
+
+def test_a_plan_for_another_network_is_refused(slim: nn.Module, tmp_path: Path) -> None:
+    dp.save_slim(slim, tmp_path)
+    with pytest.raises(ValueError, match="no module '1'|has no tensor"):
+        dp.load_slim(nn.Sequential(nn.Linear(3, 2)), tmp_path)
+
+
+def test_a_network_without_a_report_is_not_slim(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="slim must be made by shrink"):
+        dp.save_slim(network(), tmp_path)
+
+
+def test_an_exported_program_runs_at_any_batch(slim: nn.Module, tmp_path: Path) -> None:
+    dp.save_program(slim, example(1), tmp_path / "slim.pt2")
+    program = torch.export.load(tmp_path / "slim.pt2").module()
+    torch.testing.assert_close(program(example(7)), slim(example(7)))
+
+
+def test_onnxruntime_computes_what_torch_computes(slim: nn.Module, tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert dp.save_onnx(slim, example(1), tmp_path / "slim.onnx") < 1e-5
+    session = ort.InferenceSession(tmp_path / "slim.onnx")
+    (feed,) = session.get_inputs()
+    (found,) = session.run(None, {feed.name: example(6).numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), slim(example(6)))
+
+
+def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+
+    class Sorted(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(dp.ShrinkError, match="torch.export cannot export Sorted"):
+        dp.save_onnx(Sorted(), torch.ones(2, 2), tmp_path / "no.onnx")
+    assert not list(tmp_path.iterdir())
