@@ -1,4 +1,4 @@
-"""Networks of the recipes."""
+"""Multilayer perceptrons."""
 
 from collections import OrderedDict
 from itertools import pairwise

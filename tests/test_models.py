@@ -1,0 +1,80 @@
+"""Networks of the recipes: sizes against counts made by hand, and what they read."""
+
+import pytest
+import torch
+
+from dualprox.lab import models
+from dualprox.lab.models.resnet import BasicBlock
+
+
+def size(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_resnet20_has_the_published_size():
+    """0.27 M weights (He et al., table 6); 1x1 shortcuts add 2 convolutions with norms."""
+    convolutions = 3 * 16 * 9 + 6 * 16 * 16 * 9
+    convolutions += 16 * 32 * 9 + 5 * 32 * 32 * 9 + 32 * 64 * 9 + 5 * 64 * 64 * 9
+    norms = 2 * (16 + 6 * 16 + 6 * 32 + 6 * 64)
+    linear = 64 * 10 + 10
+    assert convolutions + norms + linear == 269_722
+    shortcuts = 16 * 32 + 32 * 64 + 2 * (32 + 64)
+    model = models.resnet(3, (16, 32, 64), 10)
+    assert size(model) == 269_722 + shortcuts
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    assert len(layers) == 20 + 2
+
+
+@pytest.mark.parametrize(("blocks", "stride"), [(1, 1), (2, 2)])
+def test_a_resnet_halves_its_resolution_at_every_later_stage(blocks, stride):
+    model = models.resnet(3, (4, 6, 8), 5, blocks=blocks, stride=stride)
+    sizes = []
+    for module in model.children():
+        if isinstance(module, BasicBlock):
+            module.register_forward_hook(lambda _, args, out: sizes.append(tuple(out.shape[1:])))
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+    edge = 32 // stride
+    stages = [(4, edge, edge), (6, edge // 2, edge // 2), (8, edge // 4, edge // 4)]
+    assert sizes == [stage for stage in stages for _ in range(blocks)]
+
+
+def test_a_basic_block_is_its_convolutions_beside_its_shortcut():
+    torch.manual_seed(0)
+    block = BasicBlock(3, 5, 2).double().eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    state = block.state_dict()
+
+    def conv(x, name, stride):
+        weight = state[f"{name}.weight"]
+        edge = (x.shape[-1] - 1) // stride + 1
+        reach = weight.shape[-1] // 2
+        padded = torch.nn.functional.pad(x, [reach] * 4)
+        out = torch.zeros(len(x), len(weight), edge, edge, dtype=x.dtype)
+        for row in range(edge):
+            for column in range(edge):
+                i, j = row * stride, column * stride
+                window = padded[:, :, i : i + 2 * reach + 1, j : j + 2 * reach + 1]
+                out[:, :, row, column] = torch.einsum("nchw,ochw->no", window, weight)
+        return out / (1 + 1e-5) ** 0.5  # a fresh norm divides by sqrt(1 + eps)
+
+    inner = conv(x, "conv1", 2).clamp_min(0)
+    expected = (conv(inner, "conv2", 1) + conv(x, "shortcut.conv", 2)).clamp_min(0)
+    torch.testing.assert_close(block(x), expected)
+    assert isinstance(BasicBlock(4, 4, 1).shortcut, torch.nn.Identity)
+
+
+def test_conv1d_has_the_size_that_its_widths_say():
+    model = models.conv1d(1, (32, 64, 128), 10)
+    convolutions = 1 * 32 * 80 + 32 * 64 * 9 + 64 * 128 * 9
+    assert size(model) == convolutions + 2 * (32 + 64 + 128) + 128 * 10 + 10
+    lengths = []
+    for name, module in model.named_children():
+        if name.startswith("conv"):
+            module.register_forward_hook(lambda _, args, out: lengths.append(out.shape[-1]))
+    assert model(torch.randn(2, 1, 8000)).shape == (2, 10)
+    assert lengths == [1000, 500, 250]
+
+
+def test_mlp_has_the_size_that_its_widths_say():
+    assert size(models.mlp(64, (256, 128), 10)) == 65 * 256 + 257 * 128 + 129 * 10
+    assert size(models.mlp(64, (), 10)) == 65 * 10
