@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 import dualprox as dp
 from dualprox.files import write_atomically, write_json
-from dualprox.lab.data import batches
+from dualprox.lab.data import Split
 
 Array = NDArray[np.float64]
 BATCH_SIZE = 40
@@ -124,6 +124,7 @@ def wrong_groups(
     """Groups in which the structured point's support differs from the optimum's, per epoch."""
     x, labels = digits()
     inputs, targets = torch.from_numpy(x).float(), torch.from_numpy(labels)
+    split = Split(inputs, targets, val_x=inputs, val_y=targets)
     model = torch.nn.Linear(64, 10)
     torch.nn.init.zeros_(model.weight)
     torch.nn.init.zeros_(model.bias)
@@ -132,9 +133,9 @@ def wrong_groups(
     support = torch.from_numpy(truth.support)
     wrong = []
     for epoch in range(epochs):
-        for batch in batches(len(inputs), BATCH_SIZE, seed, epoch):
+        for batch, classes in split.batches(BATCH_SIZE, seed, epoch):
             opt.zero_grad()
-            torch.nn.functional.cross_entropy(model(inputs[batch]), targets[batch]).backward()
+            torch.nn.functional.cross_entropy(model(batch), classes).backward()
             opt.step()
         found = problem.penalty.structure(opt.structured_point(model.weight))
         assert isinstance(found, dp.Support)

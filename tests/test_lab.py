@@ -15,7 +15,7 @@ from dualprox.lab import doctor, settings, train
 from dualprox.lab.cli import main
 from dualprox.lab.recipes import RECIPES
 
-SHORT = ["--set", "epochs=3", "milestones=1,2", "hidden=12", "baseline=none"]
+SHORT = ["--set", "epochs=3", "milestones=1,2", "model.hidden=12", "baseline=none"]
 
 
 @pytest.fixture(autouse=True)
@@ -53,11 +53,12 @@ def test_set_reaches_every_typed_field():
             "penalty.strength=2e-3",
             "penalty.size_weighted=false",
             "milestones=4,9",
-            "hidden=16",
+            "model.hidden=16",
             "baseline=none",
         ],
     )
-    assert (run.seed, run.optimizer.lr, run.milestones, run.hidden) == (3, 0.5, (4, 9), (16,))
+    assert (run.seed, run.optimizer.lr, run.milestones) == (3, 0.5, (4, 9))
+    assert run.model == settings.MlpSpec(hidden=(16,))
     assert run.penalty == replace(
         RECIPES["digits_mlp_ramda"]().penalty,  # pyright: ignore
         strength=2e-3,
@@ -81,7 +82,11 @@ def test_set_reaches_every_typed_field():
         ("penalty.size_weighted=2", "penalty.size_weighted must be true or false, got '2'"),
         ("optimizer.momentum=1.0", "momentum must be in [0, 1), got 1.0"),
         ("baseline=digits_mlp", "baseline must be the name of a recipe or none, got 'digits_mlp'"),
-        ("data=mnist", "data must be one of digits"),
+        ("data=imagenet", "data must be one of digits, mnist, fashion_mnist, cifar10, fsdd"),
+        ("data=mnist", "data_dir must be a folder that holds mnist/train-images-idx3-ubyte.gz and"),
+        ("data=fsdd", "model must be Conv1dSpec for data=fsdd, got MlpSpec(hidden=(256, 128))"),
+        ("augment=true", "augment must be false for data=digits, got True"),
+        ("model.hidden=0", "hidden must be ints >= 1, got (0,)"),
         ("epochs", "--set takes field=value, got 'epochs'"),
     ],
 )
@@ -111,7 +116,7 @@ def test_other_mistakes_cost_one_line_too(args, message, tmp_path, capsys, monke
 
 def test_a_run_folder_holds_what_it_promises(tmp_path, capsys):
     folder = tmp_path / "run"
-    args = ["train", "--out", str(folder), "--set", "epochs=3", "milestones=1,2", "hidden=12"]
+    args = ["train", "--out", str(folder), "--set", "epochs=3", "milestones=1,2", "model.hidden=12"]
     assert main(args) == 0
     printed = capsys.readouterr().out
     assert "weighted group sparsity" in printed and "dead input pixels" in printed
@@ -183,7 +188,7 @@ def test_a_run_stopped_between_its_files_ends_with_the_same_bits(tmp_path):
     """Metrics of an epoch are written before its checkpoint: lines beyond that are cut."""
     run = settings.with_settings(
         RECIPES["digits_mlp_ramda"](),
-        ["epochs=4", "milestones=1,2", "hidden=12", "baseline=none"],
+        ["epochs=4", "milestones=1,2", "model.hidden=12", "baseline=none"],
     )
 
     def stop(run, row):
@@ -207,7 +212,7 @@ def test_a_run_stopped_between_its_files_ends_with_the_same_bits(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
-    options = ["--set", "epochs=8", "milestones=3,5", "hidden=64,32"]
+    options = ["--set", "epochs=8", "milestones=3,5", "model.hidden=64,32"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     first = spawn("train", "--out", whole, *options)
     first.communicate()
@@ -247,7 +252,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_how_to_go_on_and_does(sent, code, tmp_path):
     folder = tmp_path / "run"
-    args = ["train", "--out", folder, "--set", "epochs=400", "hidden=12", "baseline=none"]
+    args = ["train", "--out", folder, "--set", "epochs=400", "model.hidden=12", "baseline=none"]
     # A shell's background job ignores SIGINT, and so would its children: undo that.
     process = spawn(*args, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert process.stdout is not None
@@ -322,9 +327,10 @@ def test_doctor_fails_when_the_native_kernels_are_wrong(capsys, monkeypatch, dif
 def test_without_the_lab_extras_the_core_imports_and_train_says_what_to_install(tmp_path):
     program = (
         "import sys\n"
+        "BLOCKED = ('sklearn', 'matplotlib', 'PIL', 'rich', 'safetensors')\n"
         "class Blocked:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('sklearn', 'matplotlib', 'rich', 'safetensors'):\n"
+        "        if name.split('.')[0] in BLOCKED:\n"
         "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, Blocked())\n"
         "import dualprox\n"

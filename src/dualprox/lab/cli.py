@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         help="train a recipe into a run folder",
         description="Train a recipe, beside its dense baseline, and write a run folder:\n"
         "config.json, metrics.jsonl, checkpoint.pt, model.safetensors (the structured point),\n"
-        "summary.json, training.png and pixels.png.",
+        "summary.json, training.png and, for an MLP on images, pixels.png.",
         epilog="examples:\n"
         "  dualprox train\n"
         "  dualprox train digits_mlp_rmda --seed 3 --out runs/rmda\n"
@@ -140,6 +140,7 @@ def _fresh_folder(run: Run) -> Path:
 
 def _finish(folder: Path) -> int:
     """Train what is left of a run folder, write its report and print it."""
+    from .data import DataError
     from .report import write_report
     from .train import RunFolderError, go_on, read_run
 
@@ -152,10 +153,11 @@ def _finish(folder: Path) -> int:
         if (folder / "summary.json").exists():
             print(f"{folder} is finished already:")
         else:
+            _print_caveat(run)
             with _progress(run) as progress:
                 training: Training = go_on(folder, progress)
             write_report(training, folder)
-    except RunFolderError as error:
+    except (RunFolderError, DataError) as error:
         raise UsageError(str(error)) from None
     except FloatingPointError as error:
         print(f"dualprox: {error}", file=sys.stderr)
@@ -215,6 +217,14 @@ def _live(row: dict[str, Any]) -> str:
     return text
 
 
+def _print_caveat(run: Run) -> None:
+    """Say, before any figure, what its data set lacks."""
+    from .data import CATALOGUE
+
+    if CATALOGUE[run.data].caveat:
+        print(f"note: {CATALOGUE[run.data].caveat}")
+
+
 def _print_summary(folder: Path, run: Run) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -223,7 +233,7 @@ def _print_summary(folder: Path, run: Run) -> None:
 
     summary = json.loads((folder / "summary.json").read_text())
     table = Table(title=f"{run.recipe}, seed {run.seed}", show_header=False)
-    for name, value in rows(summary, run.hidden):
+    for name, value in rows(summary):
         table.add_row(name, value)
     console = Console()
     console.print(table)
@@ -261,6 +271,7 @@ def _show(args: argparse.Namespace) -> int:
         return 0
     metrics = read_json_lines(folder / "metrics.jsonl")
     if metrics:
+        _print_caveat(run)
         print(_live(metrics[-1]))
     print(
         f"unfinished, {len(metrics)} of {run.epochs} epochs; go on with: "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .data import CATALOGUE
 from ..files import read_json_lines, write_json, write_png
 from .train import Training
 
@@ -17,12 +18,24 @@ _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 
 
 def dead_inputs(training: Training) -> dict[str, list[int]]:
-    """For each Linear layer, the inputs it does not read at the structured point."""
+    """For each Linear and convolution, the inputs it does not read at the structured point."""
     weights = training.structured_weights()
     return {
-        name: (weights[f"{name}.weight"] == 0).all(dim=0).nonzero().flatten().tolist()
+        name: (weights[f"{name}.weight"].transpose(0, 1).flatten(1) == 0)
+        .all(dim=1)
+        .nonzero()
+        .flatten()
+        .tolist()
+        for name in _inputs(training)
+    }
+
+
+def _inputs(training: Training) -> dict[str, int]:
+    """For each Linear and convolution, how many inputs it has."""
+    return {
+        name: module.weight.shape[1]
         for name, module in training.model.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
     }
 
 
@@ -37,6 +50,7 @@ def summarize(training: Training, folder: Path) -> dict[str, Any]:
         "epochs": training.epoch,
         "val_accuracy": last["val_accuracy"],
         "train_seconds": seconds,
+        "caveat": CATALOGUE[training.run.data].caveat,
     }
     if training.run.penalty is not None:
         dense = read_json_lines(folder / "dense" / "metrics.jsonl")
@@ -48,7 +62,7 @@ def summarize(training: Training, folder: Path) -> dict[str, Any]:
             "low_rank_level": last["low_rank_level"],
             "identified_epoch": last["unchanged_since"],
             "stationarity": last["stationarity"],
-            "inputs": training.split.x.shape[1],
+            "inputs": _inputs(training),
             "dead_inputs": dead_inputs(training),
         }
     return summary
@@ -61,7 +75,9 @@ def write_report(training: Training, folder: Path) -> dict[str, Any]:
     summary = summarize(training, folder)
     if training.run.penalty is not None:
         write_png(folder / "training.png", plot_training(training, metrics, dense))
-        write_png(folder / "pixels.png", plot_pixels(training, summary["dead_inputs"]["fc1"]))
+        if training.split.image is not None:
+            pixels = plot_pixels(training, training.split.image, summary["dead_inputs"]["fc1"])
+            write_png(folder / "pixels.png", pixels)
     write_json(folder / "summary.json", summary)
     return summary
 
@@ -82,7 +98,7 @@ def spans(indices: list[int]) -> str:
     return ", ".join(f"{a}-{b}" if a < b else str(a) for a, b in runs) or "none"
 
 
-def rows(summary: dict[str, Any], hidden: tuple[int, ...]) -> list[tuple[str, str]]:
+def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """The lines of the final table."""
 
     def percent(value: float | None) -> str:
@@ -98,14 +114,22 @@ def rows(summary: dict[str, Any], hidden: tuple[int, ...]) -> list[tuple[str, st
         if summary["low_rank_level"] is not None:
             lines.append(("low-rank level", percent(summary["low_rank_level"])))
         for name, dead in summary["dead_inputs"].items():
-            layer = int(name.removeprefix("fc")) - 1
-            label = f"dead neurons, hidden layer {layer}" if layer else "dead input pixels"
-            width = hidden[layer - 1] if layer else summary["inputs"]
-            lines.append((label, f"{len(dead)} of {width}: {spans(dead)}"))
+            total = summary["inputs"][name]
+            lines.append((_label(name), f"{len(dead)} of {total}: {spans(dead)}"))
         epoch, epochs = summary["identified_epoch"], summary["epochs"]
         lines.append(("structure unchanged since", f"epoch {epoch} of {epochs}"))
     lines.append(("training time", f"{summary['train_seconds']:.1f} s"))
+    if summary["caveat"]:
+        lines.append(("note", summary["caveat"]))
     return lines
+
+
+def _label(layer: str) -> str:
+    """What the dead inputs of a layer are, for a person."""
+    number = layer.removeprefix("fc")
+    if not number.isdecimal():
+        return f"dead inputs of {layer}"
+    return "dead input pixels" if number == "1" else f"dead neurons, hidden layer {int(number) - 1}"
 
 
 def plot_training(
@@ -123,7 +147,7 @@ def plot_training(
             [100 * row["val_accuracy"] for row in dense],
             color=_GREY,
             linestyle="--",
-            label="dense (AdamW)",
+            label="dense",
         )
     shown = [100 * row["val_accuracy"] for row in metrics]
     accuracy.plot(epochs, shown, color=_BLUE, linewidth=2, label="at the structured point")
@@ -154,22 +178,24 @@ def plot_training(
             color=_GREEN,
         )
     restarts = "; dotted: a stage begins" if training.run.milestones else ""
-    figure.suptitle(f"{training.run.recipe}, seed {training.run.seed}{restarts}", fontsize=11)
+    title = f"{training.run.recipe}, seed {training.run.seed}{restarts}"
+    caveat = CATALOGUE[training.run.data].caveat
+    figure.suptitle(f"{title}\n{caveat}" if caveat else title, fontsize=11)
     return figure
 
 
-def plot_pixels(training: Training, dead: list[int]) -> "Figure":
-    """Which pixels the network still reads, beside the mean digit."""
+def plot_pixels(training: Training, image: tuple[int, int], dead: list[int]) -> "Figure":
+    """Which pixels of an `image` of height and width the MLP still reads, beside the mean image."""
     from matplotlib.figure import Figure
 
-    height, width = training.split.image
+    height, width = image
     weight = training.structured_weights()["fc1.weight"]
     norms = weight.norm(dim=0).view(height, width)
-    mean = training.split.x.mean(dim=0).view(height, width)
+    mean = training.split.x.float().mean(dim=0).view(height, width)
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.imshow(mean.numpy(), cmap="Greys")
-    left.set_title("mean digit", fontsize=10)
+    left.set_title("mean image", fontsize=10)
     live = torch.where(norms > 0, norms, torch.nan)
     shades = right.imshow(live.numpy(), cmap="viridis", vmin=0)
     right.set_title("norm of the weights that read each pixel", fontsize=10)
@@ -179,7 +205,9 @@ def plot_pixels(training: Training, dead: list[int]) -> "Figure":
         axes.set_yticks([])
         for index in dead:
             row, column = divmod(index, width)
-            axes.plot(column, row, marker="x", color=_ORANGE, markersize=9, markeredgewidth=2)
+            axes.plot(
+                column, row, marker="x", color=_ORANGE, markersize=72 / width, markeredgewidth=2
+            )
     figure.suptitle(
         f"{height * width - len(dead)} of {height * width} pixels survive; crosses mark the dead",
         fontsize=11,

@@ -58,10 +58,64 @@ class AdamwSpec:
     weight_decay: float = 1e-2
 
 
-OptimizerSpec = RamdaSpec | RmdaSpec | ProxSgdSpec | ProxAdamwSpec | AdamwSpec
+@dataclass(frozen=True)
+class SgdSpec:
+    """Settings of `torch.optim.SGD`, a dense baseline's."""
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = True
+
+
+def _require_counts(name: str, values: tuple[int, ...], *, some: bool = False) -> None:
+    ok = all(map(is_count, values)) and (bool(values) or not some)
+    require(ok, name, "ints >= 1, at least one" if some else "ints >= 1", values)
+
+
+@dataclass(frozen=True)
+class MlpSpec:
+    """Settings of `models.mlp`; no `hidden` layers is logistic regression."""
+
+    hidden: tuple[int, ...] = (256, 128)
+
+    def __post_init__(self) -> None:
+        _require_counts("hidden", self.hidden)
+
+
+@dataclass(frozen=True)
+class Conv1dSpec:
+    """Settings of `models.conv1d`."""
+
+    widths: tuple[int, ...] = (32, 64, 64, 128, 128)
+
+    def __post_init__(self) -> None:
+        _require_counts("widths", self.widths, some=True)
+
+
+@dataclass(frozen=True)
+class ResnetSpec:
+    """Settings of `models.resnet`."""
+
+    widths: tuple[int, ...] = (16, 32, 64)
+    blocks: int = 3
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        _require_counts("widths", self.widths, some=True)
+        for name in ("blocks", "stride"):
+            value = getattr(self, name)
+            require(is_count(value), name, "an int >= 1", value)
+
+
+OptimizerSpec = RamdaSpec | RmdaSpec | ProxSgdSpec | ProxAdamwSpec | AdamwSpec | SgdSpec
+ModelSpec = MlpSpec | Conv1dSpec | ResnetSpec
+DataName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "fsdd"]
 PenaltySpec = dp.GroupLasso | dp.SparseGroupLasso | dp.GroupMCP | dp.L1 | dp.NuclearNorm
 _KINDS = {
-    kind.__name__: kind for kind in (*typing.get_args(OptimizerSpec), *typing.get_args(PenaltySpec))
+    kind.__name__: kind
+    for union in (OptimizerSpec, PenaltySpec, ModelSpec)
+    for kind in typing.get_args(union)
 }
 
 
@@ -72,7 +126,9 @@ class Run:
     Args:
         recipe: the name of the recipe it came from.
         data: which data set.
-        hidden: widths of the hidden layers of the MLP; empty is logistic regression.
+        data_dir: the folder that holds the files of data sets that come in files.
+        augment: whether training examples are changed at random, as is usual for the data set.
+        model: which network with which settings.
         optimizer: which optimizer with which settings.
         penalty: what the weights are penalized with; None trains a dense network.
         epochs: passes over the training set.
@@ -87,8 +143,10 @@ class Run:
     recipe: str
     optimizer: OptimizerSpec
     penalty: PenaltySpec | None = None
-    data: Literal["digits"] = "digits"
-    hidden: tuple[int, ...] = (256, 128)
+    data: DataName = "digits"
+    data_dir: str | None = None
+    augment: bool = False
+    model: ModelSpec = MlpSpec()
     epochs: int = 30
     batch_size: int = 32
     milestones: tuple[int, ...] = ()
@@ -101,19 +159,19 @@ class Run:
         for name in ("epochs", "batch_size", "threads"):
             value = getattr(self, name)
             require(is_count(value), name, "an int >= 1", value)
-        require(self.data == "digits", "data", "'digits'", self.data)
+        names = typing.get_args(DataName)
+        require(self.data in names, "data", f"one of {', '.join(names)}", self.data)
         require(isinstance(self.seed, int) and self.seed >= 0, "seed", "an int >= 0", self.seed)
-        require(all(map(is_count, self.hidden)), "hidden", "ints >= 1", self.hidden)
         steps = [0, *self.milestones, self.epochs]
         rising = all(a < b for a, b in pairwise(steps))
         rule = f"increasing ints between 1 and epochs - 1 = {self.epochs - 1}"
         require(rising, "milestones", rule, self.milestones)
         require(is_real(self.gamma) and self.gamma > 0, "gamma", "a number > 0", self.gamma)
-        dense = isinstance(self.optimizer, AdamwSpec)
+        dense = isinstance(self.optimizer, AdamwSpec | SgdSpec)
         require(
             not (dense and self.penalty is not None),
             "penalty",
-            "None for AdamW, which would ignore it",
+            "None for AdamW and SGD, which would ignore it",
             self.penalty,
         )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 import dualprox as dp
 
@@ -27,6 +28,31 @@ class RunFolderError(Exception):
     """A folder that is not a run, or not one that can go on."""
 
 
+def make_model(run: Run) -> nn.Module:
+    """The network of the run, for the inputs that its data set has.
+
+    Raises:
+        ValueError: it is none for such inputs.
+    """
+    known = data.CATALOGUE[run.data]
+    kind = {1: settings.MlpSpec, 2: settings.Conv1dSpec, 3: settings.ResnetSpec}[len(known.shape)]
+    rule = f"{kind.__name__} for data={run.data}"
+    require(isinstance(run.model, kind), "model", rule, run.model)
+    makers = {
+        settings.MlpSpec: models.mlp,
+        settings.Conv1dSpec: models.conv1d,
+        settings.ResnetSpec: models.resnet,
+    }
+    return makers[kind](known.shape[0], classes=known.classes, **asdict(run.model))
+
+
+def make_groups(run: Run, model: nn.Module) -> ParamsT:
+    """The model's parameters, grouped by penalty; by name alone for a run without one."""
+    if run.penalty is None:
+        return model.named_parameters()
+    return dp.param_groups(model, run.penalty)
+
+
 def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of the run over the model's parameters, penalized as the run says."""
     kinds = {
@@ -35,17 +61,23 @@ def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
         settings.ProxSgdSpec: dp.ProxSGD,
         settings.ProxAdamwSpec: dp.ProxAdamW,
         settings.AdamwSpec: torch.optim.AdamW,
+        settings.SgdSpec: torch.optim.SGD,
     }
-    named = list(model.named_parameters())
-    groups = named if run.penalty is None else dp.param_groups(model, run.penalty)
-    return kinds[type(run.optimizer)](groups, **asdict(run.optimizer))
+    return kinds[type(run.optimizer)](make_groups(run, model), **asdict(run.optimizer))
 
 
 def check(run: Run) -> None:
-    """Raise ValueError for what `Run` cannot see by itself: optimizer settings and the baseline."""
+    """Raise ValueError for what `Run` cannot see by itself.
+
+    That is the settings of the optimizer, whether the network fits the data, the files of the data
+    set, and the baseline.
+    """
     known = run.baseline is None or run.baseline in RECIPES
     require(known, "baseline", "the name of a recipe or none", run.baseline)
-    make_optimizer(run, models.mlp(2, (), 2))
+    augmented = data.CATALOGUE[run.data].augment is not None
+    require(augmented or not run.augment, "augment", f"false for data={run.data}", run.augment)
+    make_optimizer(run, make_model(run))
+    data.require_files(run.data, run.data_dir)
 
 
 class Training:
@@ -59,9 +91,9 @@ class Training:
         torch.set_num_threads(run.threads)
         torch.manual_seed(run.seed)
         self.run = run
-        self.split = data.digits()
-        features = self.split.x.shape[1]
-        self.model = models.mlp(features, run.hidden, self.split.classes)
+        self.split = data.load(run.data, run.data_dir)
+        self.augment = data.CATALOGUE[run.data].augment if run.augment else None
+        self.model = make_model(run)
         self.opt = make_optimizer(run, self.model)
         self.schedule: torch.optim.lr_scheduler.LRScheduler
         self.monitor: dp.StructureMonitor | None = None
@@ -83,12 +115,12 @@ class Training:
     def train_epoch(self) -> dict[str, Any]:
         """One epoch and what it led to, measured at the structured point."""
         self.epoch += 1
-        split, losses = self.split, []
+        run, losses = self.run, []
         self.model.train()
-        order = data.batches(len(split.x), self.run.batch_size, self.run.seed, self.epoch)
-        for step, batch in enumerate(order, start=1):
+        batches = self.split.batches(run.batch_size, run.seed, self.epoch, self.augment)
+        for step, (inputs, labels) in enumerate(batches, start=1):
             self.opt.zero_grad()
-            loss = nn.functional.cross_entropy(self.model(split.x[batch]), split.y[batch])
+            loss = nn.functional.cross_entropy(self.model(inputs), labels)
             loss.backward()
             self.opt.step()
             losses.append(loss.item())
@@ -113,10 +145,14 @@ class Training:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Validation loss and accuracy at the structured point."""
+        """Validation loss and accuracy at the structured point.
+
+        Batch norms keep the running statistics of the iterate, so a network with them scores low
+        until the final ramp brings the two points together.
+        """
         self.model.eval()
         with self.structured():
-            scores = self.model(self.split.val_x)
+            scores = torch.cat([self.model(inputs) for inputs, _ in self.split.validation()])
         labels = self.split.val_y
         return {
             "val_loss": nn.functional.cross_entropy(scores, labels).item(),
@@ -164,8 +200,9 @@ def start(run: Run, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if run.baseline is not None:
         dense = RECIPES[run.baseline]()
-        dense = replace(dense, data=run.data, hidden=run.hidden, seed=run.seed)
-        start(replace(dense, threads=run.threads), folder / "dense")
+        shared = ("data", "data_dir", "augment", "model", "seed", "threads")
+        dense = replace(dense, **{name: getattr(run, name) for name in shared})
+        start(dense, folder / "dense")
     write_json(folder / "config.json", settings.to_json(run))
 
 
@@ -213,6 +250,7 @@ def go_on(folder: Path, progress: Progress) -> Training:
 
     Raises:
         RunFolderError: the folder cannot go on.
+        DataError: the files of the data set are missing or damaged.
         FloatingPointError: the loss is not finite.
     """
     from safetensors.torch import save

@@ -6,6 +6,7 @@ import importlib.util
 EXTRAS = {
     "sklearn": "scikit-learn",
     "matplotlib": "matplotlib",
+    "PIL": "pillow",
     "rich": "rich",
     "safetensors": "safetensors",
 }

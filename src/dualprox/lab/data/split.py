@@ -1,9 +1,12 @@
-"""Data sets as tensors, and the order in which a run sees them."""
+"""A data set in memory, and the batches that a run makes of it."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -11,38 +14,94 @@ class Split:
     """A data set, split.
 
     Args:
-        x, y: training inputs, float32 (examples, features), and int64 labels.
+        x, y: training examples as they are kept, whole numbers or float32, and int64 labels.
         val_x, val_y: the same for validation.
-        classes: how many labels there are.
-        image: height and width of an input seen as an image.
+        image: height and width of an example seen as one grey image; None for other examples.
+        normalize: kept examples to the float32 inputs of a network.
     """
 
     x: Tensor
     y: Tensor
     val_x: Tensor
     val_y: Tensor
-    classes: int
-    image: tuple[int, int]
+    image: tuple[int, int] | None = None
+    normalize: Callable[[Tensor], Tensor] = Tensor.float
+
+    def batches(
+        self, batch_size: int, seed: int, epoch: int, augment: Augmentation | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels of an epoch's batches; seed and epoch alone determine their bits.
+
+        Args:
+            batch_size: examples per batch; the last batch may have fewer.
+            seed: of the run.
+            epoch: which epoch.
+            augment: kept examples to randomly changed ones; None leaves them as they are.
+
+        Returns:
+            An iterator over (float32 inputs, int64 labels), made batch by batch.
+
+        Example:
+            >>> split = Split(torch.arange(5), torch.arange(5), torch.ones(0), torch.ones(0))
+            >>> [labels.tolist() for _, labels in split.batches(2, seed=0, epoch=1)]
+            [[0, 4], [2, 3], [1]]
+        """
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        for batch in torch.randperm(len(self.x), generator=generator).split(batch_size):
+            kept = self.x[batch]
+            if augment is not None:
+                kept = augment(kept, generator)
+            yield self.normalize(kept), self.y[batch]
+
+    def validation(self, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels of the validation set, in order."""
+        for kept, labels in zip(
+            self.val_x.split(batch_size), self.val_y.split(batch_size), strict=True
+        ):
+            yield self.normalize(kept), labels
 
 
-def digits() -> Split:
-    """scikit-learn's bundled handwritten digits: 1797 images of 8x8, a fixed 80/20 split.
+def random_crop(x: Tensor, margin: int, generator: torch.Generator) -> Tensor:
+    """Shift each example by up to `margin` along every axis, with zeros from outside.
 
-    Pixels are scaled to [0, 1]. The split is stratified and the same for every seed of a run.
+    Args:
+        x: (examples, channels, length) or (examples, channels, height, width), any dtype.
+        margin: >= 0, in samples or pixels.
+        generator: on the CPU, so that every device sees the same shifts.
+
+    Returns:
+        New tensor of the same shape, dtype and device.
+
+    Example:
+        >>> x = torch.arange(1, 5).view(1, 1, 4)
+        >>> random_crop(x, 2, torch.Generator().manual_seed(0)).tolist()
+        [[[3, 4, 0, 0]]]
     """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    axes = x.dim() - 2
+    windows = nn.functional.pad(x, [margin] * (2 * axes))
+    shape = (axes, len(x))
+    offsets = torch.randint(2 * margin + 1, shape, generator=generator).to(x.device)
+    for axis, size in enumerate(x.shape[2:], start=2):
+        windows = windows.unfold(axis, size, 1)
+    examples = torch.arange(len(x), device=x.device)
+    # Advanced indices with a slice between them go first in the result: (examples, channels, ...).
+    return windows[(examples, slice(None), *offsets)]
 
-    images, labels = load_digits(return_X_y=True)
-    x, val_x, y, val_y = train_test_split(
-        images / 16.0, labels, test_size=0.2, stratify=labels, random_state=0
-    )
-    x, val_x = (torch.from_numpy(part).float() for part in (x, val_x))
-    y, val_y = (torch.from_numpy(part).long() for part in (y, val_y))
-    return Split(x, y, val_x, val_y, classes=10, image=(8, 8))
 
+def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Reverse the last axis of each example with probability one half.
 
-def batches(examples: int, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
-    """Indices of the batches of an epoch: a permutation that seed and epoch alone determine."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(examples, generator=generator).split(batch_size)
+    Args:
+        x: (examples, ...), any dtype.
+        generator: on the CPU, so that every device sees the same flips.
+
+    Returns:
+        New tensor of the same shape, dtype and device.
+
+    Example:
+        >>> x = torch.tensor([[1, 2]]).expand(4, 2)
+        >>> random_flip(x, torch.Generator().manual_seed(0)).tolist()
+        [[1, 2], [2, 1], [2, 1], [1, 2]]
+    """
+    flips = torch.randint(2, (len(x),), generator=generator).bool().to(x.device)
+    return torch.where(flips.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x)
