@@ -35,6 +35,7 @@ def _same_threads_afterwards():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
 
 
 def write_idx(path, array):

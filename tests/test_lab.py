@@ -23,6 +23,7 @@ def _same_threads_afterwards():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
 
 
 def spawn(*args, **kwargs):
@@ -176,6 +177,24 @@ def test_a_damaged_folder_is_refused_and_left_as_it_is(damage, message, tmp_path
     assert main(["train", "--resume", str(folder)]) == 2
     assert message in capsys.readouterr().err
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU keeps subnormal numbers")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_subnormal_numbers_of_dead_groups_do_not_slow_a_run_down(threads):
+    """At momentum 0.5 a dead group of the iterate is subnormal after some 126 steps."""
+    program = (
+        "import torch\n"
+        "from dualprox.lab import settings, train\n"
+        "from dualprox.lab.recipes import RECIPES\n"
+        f"fields = ['threads={threads}', 'model.hidden=', 'baseline=none']\n"
+        "run = settings.with_settings(RECIPES['digits_mlp_ramda'](), fields)\n"
+        "train.Training(run)\n"
+        "tiny = torch.full((1 << 20,), 1e-38)\n"
+        "print(int((tiny * 1e-3).count_nonzero()))\n"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", program], text=True)
+    assert printed == "0\n"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_place(tmp_path, capsys):
