@@ -64,13 +64,13 @@ def test_a_plan_can_set_sizes_and_nothing_else(slim: nn.Module, tmp_path: Path) 
     plan = json.loads((tmp_path / "plan.json").read_text())
     plan["attributes"]["0"]["forward"] = "os.system"
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(ValueError, match="plan must set sizes, got 'os.system' for 0.forward"):
+    with pytest.raises(ValueError, match=r"plan must set sizes, got 'os.system' for 0.forward"):
         dp.load_slim(network(), tmp_path)
 
 
 def test_a_plan_for_another_network_is_refused(slim: nn.Module, tmp_path: Path) -> None:
     dp.save_slim(slim, tmp_path)
-    with pytest.raises(ValueError, match="no module '1'|has no tensor"):
+    with pytest.raises(ValueError, match=r"no module '1'|has no tensor"):
         dp.load_slim(nn.Sequential(nn.Linear(3, 2)), tmp_path)
 
 
@@ -102,6 +102,6 @@ def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(dp.ShrinkError, match="torch.export cannot export Sorted"):
+    with pytest.raises(dp.ShrinkError, match=r"torch\.export cannot export Sorted"):
         dp.save_onnx(Sorted(), torch.ones(2, 2), tmp_path / "no.onnx")
     assert not list(tmp_path.iterdir())

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .data import CATALOGUE
 from ..files import read_json_lines, write_json, write_png
+from .data import CATALOGUE
 from .train import Training
 
 if TYPE_CHECKING:
