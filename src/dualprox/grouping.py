@@ -7,8 +7,11 @@ from typing import Any, Literal
 
 from torch import nn
 
+from .coupling import Coupling, Member
 from .geometry import Slices
-from .penalties import GroupPenalty, Penalty
+from .penalties import Coupled, GroupPenalty, Penalty
+from .shrink.couple import CoupledSet, couplings
+from .shrink.inputs import ExampleInput, Inputs
 
 Selector = str | type[nn.Module]
 
@@ -101,6 +104,8 @@ def param_groups(
     exclude: Iterable[Selector] = (),
     axes: Mapping[str, int] | None = None,
     heads: bool = False,
+    coupled: bool = False,
+    example_input: ExampleInput | None = None,
 ) -> ParamGroups:
     """Penalize the weights of a model's layers; leave biases, norms and embeddings free.
 
@@ -122,13 +127,18 @@ def param_groups(
         exclude: leave these free.
         axes: pattern of parameter names to group axis, for parameters of modules of your own.
         heads: group the output projection of MultiheadAttention by attention heads.
+        coupled: make one group of all slices, in whatever weights, that read the same channel: of
+            a residual stream, of a concatenation, of an attention head. Then every dead group is
+            a channel that `shrink` removes. Weights whose inputs have to stay are left free.
+        example_input: for `coupled`, what the model is run on, as in `shrink`.
 
     Returns:
         Param groups for any dualprox (or torch) optimizer, with parameter names; print them.
 
     Raises:
-        ValueError: a pattern or type matches nothing, nothing at all is penalized, or the penalty
-            has an axis of its own.
+        ValueError: a pattern or type matches nothing, nothing at all is penalized, the penalty
+            has an axis of its own, or weights that read one channel have different penalties.
+        ShrinkError: for `coupled`, torch.export cannot trace the model.
 
     Example:
         >>> import torch, dualprox as dp
@@ -140,6 +150,10 @@ def param_groups(
         1.weight   8        free  BatchNorm2d
         1.bias     8        free  bias
     """
+    if coupled and (by != "input" or axes or heads):
+        raise ValueError("by, axes and heads must keep their defaults for coupled groups")
+    if coupled != (example_input is not None):
+        raise ValueError("example_input must be given for coupled=True, and only there")
     chooser = _Chooser(model, penalty, by, include, exclude, axes, heads)
     owners: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for prefix, module in model.named_modules():
@@ -148,9 +162,12 @@ def param_groups(
             owners.setdefault(id(param), []).append((path, module, leaf))
     rows: list[Row] = []
     gathered: dict[Penalty | None, list[tuple[str, nn.Parameter]]] = {}
+    joint: dict[int, tuple[Penalty | None, str]] = {}
+    if example_input is not None:
+        joint = _coupled(model, chooser, owners, Inputs.of(example_input))
     for name, param in model.named_parameters():
-        chosen, note = chooser.choose(owners[id(param)])
-        if chosen is not None:
+        chosen, note = joint.get(id(param)) or chooser.choose(owners[id(param)])
+        if not (chosen is None or isinstance(chosen, Coupled)):
             chosen.check(param.shape)
         if not param.requires_grad:
             note = f"{note}, frozen".removeprefix(", ")
@@ -161,6 +178,61 @@ def param_groups(
         raise ValueError("nothing in the model is penalized:\n" + str(ParamGroups([], rows)))
     groups = [{"params": params, "penalty": chosen} for chosen, params in gathered.items()]
     return ParamGroups(groups, rows)
+
+
+def _coupled(
+    model: nn.Module,
+    chooser: "_Chooser",
+    owners: Mapping[int, list[tuple[str, nn.Module, str]]],
+    inputs: Inputs,
+) -> dict[int, tuple[Penalty | None, str]]:
+    """Penalty and note of every parameter that has or would have a group penalty, by its id."""
+    wanted: dict[int, Penalty] = {}
+    for identity, found in owners.items():
+        penalties = {chooser.select(*owner)[0] for owner in found}
+        only = next(iter(penalties)) if len(penalties) == 1 else None
+        if isinstance(only, GroupPenalty):
+            wanted[identity] = only
+    if not wanted:
+        raise ValueError(f"coupled=True needs a penalty with groups, got {chooser.penalties}")
+    left_free = [name for name, param in model.named_parameters() if id(param) not in wanted]
+    found = couplings(model, inputs, left_free)
+    # A penalty for groups goes to coupled weights alone.
+    joint: dict[int, tuple[Penalty | None, str]] = {}
+    for identity in wanted:
+        _, module, leaf = owners[identity][0]
+        joint[identity] = None, _kind(module, leaf)
+    for name, reason in found.stays.items():
+        joint[id(model.get_parameter(name))] = None, f"its inputs stay: {reason}"
+    for coupled in found.sets:
+        penalty = _joint_penalty(model, coupled, wanted)
+        for reader in coupled.readers:
+            others = len(coupled.readers) - 1
+            note = f"coupled with {others} more" if others else ""
+            if -1 in reader.groups:
+                note = f"{note}; other inputs stay: {found.stays.get(reader.name, '')}"
+            joint[id(model.get_parameter(reader.name))] = penalty, note.removeprefix("; ")
+    return joint
+
+
+def _joint_penalty(model: nn.Module, coupled: CoupledSet, wanted: Mapping[int, Penalty]) -> Coupled:
+    params = [model.get_parameter(reader.name) for reader in coupled.readers]
+    penalties = {wanted[id(param)]: reader.name for param, reader in zip(params, coupled.readers, strict=True)}
+    if len(penalties) > 1:
+        described = ", ".join(f"{name} {penalty}" for penalty, name in penalties.items())
+        raise ValueError(f"weights that read one channel need one penalty, got {described}")
+    (penalty,) = penalties
+    assert isinstance(penalty, GroupPenalty)
+    members = [
+        Member(tuple(param.shape), reader.slices, reader.groups)
+        for param, reader in zip(params, coupled.readers, strict=True)
+    ]
+    return Coupled(penalty, Coupling(tuple(members)))
+
+
+def _kind(module: nn.Module, leaf: str) -> str:
+    """Why a parameter that is no weight stays free."""
+    return "bias" if leaf.startswith("bias") else type(module).__name__
 
 
 class _Chooser:
@@ -222,28 +294,34 @@ class _Chooser:
         penalty, note = found[0]
         return penalty, "; ".join(part for part in (tied, note) if part)
 
-    def _choose_for(self, path: str, module: nn.Module, leaf: str) -> tuple[Penalty | None, str]:
+    def select(self, path: str, module: nn.Module, leaf: str) -> tuple[Penalty | None, str]:
+        """The penalty that the caller's patterns give a parameter, and else why none."""
+        del leaf
         # Every selector is tried, so that each learns whether it matches anything.
         excluded = [s for s in self.exclude if self._matches(s, path, module)]
         included = [s for s in self.include or () if self._matches(s, path, module)]
         pattern = next((p for p in self.penalties if self._matches(p, path, module)), None)
+        if excluded:
+            return None, "excluded"
+        if self.include is not None and not included:
+            return None, "not included"
+        return (None, "no penalty given") if pattern is None else (self.penalties[pattern], "")
+
+    def _choose_for(self, path: str, module: nn.Module, leaf: str) -> tuple[Penalty | None, str]:
+        selected, why_not = self.select(path, module, leaf)
         axis = next((self.axes[p] for p in self.axes if self._matches(p, path, module)), None)
         layout = layout_of(module, leaf)
         if axis is not None:
             layout = Layout(Slices(axis), Slices(axis))
         if layout is None:
-            return None, "bias" if leaf.startswith("bias") else type(module).__name__
-        if excluded:
-            return None, "excluded"
-        if self.include is not None and not included:
-            return None, "not included"
-        if pattern is None:
-            return None, "no penalty given"
+            return None, _kind(module, leaf)
+        if selected is None:
+            return None, why_not
         slices = layout.inputs if self.by == "input" else layout.outputs
         if slices is None:
             return None, "its outputs are not slices"
         head_size = self.head_sizes.get(id(module), 1) if self.heads and self.by == "input" else 1
-        penalty = self.penalties[pattern].along(slices.axis, head_size, slices.conv_groups)
+        penalty = selected.along(slices.axis, head_size, slices.conv_groups)
         return penalty, ""
 
     def require_all_used(self) -> None:

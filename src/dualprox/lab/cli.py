@@ -81,6 +81,34 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run folder")
     train.set_defaults(run=_train)
 
+    shrinking = commands.add_parser(
+        "shrink",
+        help="make the network of a run folder physically smaller",
+        description="Remove what is dead in the network of a finished run, prove and check that\n"
+        "it computes the same, and write slim.safetensors, plan.json (from which\n"
+        "dualprox.load_slim rebuilds it), shrink.json and shrink.png.",
+        epilog="examples:\n"
+        "  dualprox shrink runs/digits_mlp_ramda-1\n"
+        "  dualprox shrink runs/cifar_resnet_ramda-1 --round-to 8 --onnx --out slim",
+        formatter_class=raw,
+    )
+    shrinking.add_argument("folder", type=Path, metavar="RUN", help="a finished run folder")
+    shrinking.add_argument("--out", type=Path, metavar="DIR", help="where to write; RUN itself")
+    shrinking.add_argument(
+        "--round-to",
+        type=int,
+        default=1,
+        metavar="N",
+        help="keep widths that shrink multiples of N, padded with dead channels; 1",
+    )
+    shrinking.add_argument(
+        "--onnx", action="store_true", help="write slim.onnx too, checked in onnxruntime"
+    )
+    shrinking.add_argument(
+        "--program", action="store_true", help="write slim.pt2 too, a torch.export program"
+    )
+    shrinking.set_defaults(run=_shrink)
+
     listing = commands.add_parser("list", help="list the recipes")
     listing.set_defaults(run=_list)
 
@@ -238,6 +266,30 @@ def _print_summary(folder: Path, run: Run) -> None:
     console = Console()
     console.print(table)
     print(f"run folder: {folder}")
+
+
+def _shrink(args: argparse.Namespace) -> int:
+    require_extras()
+    from .slim import shrink_run, trained_model
+    from .train import RunFolderError, example_input
+
+    out = args.folder if args.out is None else args.out
+    try:
+        run, model, plan = trained_model(args.folder)
+        slim, report = shrink_run(run, model, plan, out, args.round_to)
+        print(report)
+        if args.program:
+            dp.save_program(slim, example_input(run), out / "slim.pt2")
+        if args.onnx:
+            apart = dp.save_onnx(slim, example_input(run), out / "slim.onnx")
+            print(f"slim.onnx: onnxruntime's outputs differ from torch's by at most {apart:.3g}")
+    except (RunFolderError, ValueError, ImportError, OSError) as error:
+        raise UsageError(str(error)) from None
+    except dp.ShrinkError as error:
+        print(f"dualprox: {error}", file=sys.stderr)
+        return 1
+    print(f"written to {out}")
+    return 0
 
 
 def _list(args: argparse.Namespace) -> int:

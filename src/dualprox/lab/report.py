@@ -8,7 +8,8 @@ from torch import nn
 
 from ..files import read_json_lines, write_json, write_png
 from .data import CATALOGUE
-from .train import Training
+from .slim import shrink_run, summary_of
+from .train import Training, make_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,23 +19,25 @@ _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 
 
 def dead_inputs(training: Training) -> dict[str, list[int]]:
-    """For each Linear and convolution, the inputs it does not read at the structured point."""
+    """For each Linear and convolution, the inputs it does not read at the structured point.
+
+    Inputs that have left the network while it was trained count, and keep their numbers.
+    """
     weights = training.structured_weights()
-    return {
-        name: (weights[f"{name}.weight"].transpose(0, 1).flatten(1) == 0)
-        .all(dim=1)
-        .nonzero()
-        .flatten()
-        .tolist()
-        for name in _inputs(training)
-    }
+    found = {}
+    for name, count in _inputs(training).items():
+        weight = weights[f"{name}.weight"].transpose(0, 1).flatten(1)
+        kept = training.plan.keep.get(f"{name}.weight", {}).get(1, tuple(range(count)))
+        live = {kept[i] for i in (weight != 0).any(dim=1).nonzero().flatten().tolist()}
+        found[name] = [i for i in range(count) if i not in live]
+    return found
 
 
 def _inputs(training: Training) -> dict[str, int]:
-    """For each Linear and convolution, how many inputs it has."""
+    """For each Linear and convolution, how many inputs it has in the recipe's network."""
     return {
         name: module.weight.shape[1]
-        for name, module in training.model.named_modules()
+        for name, module in make_model(training.run).named_modules()
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
     }
 
@@ -74,6 +77,9 @@ def write_report(training: Training, folder: Path) -> dict[str, Any]:
     dense = read_json_lines(folder / "dense" / "metrics.jsonl")
     summary = summarize(training, folder)
     if training.run.penalty is not None:
+        with training.structured():
+            _, report = shrink_run(training.run, training.model, training.plan, folder)
+        summary |= summary_of(report)
         write_png(folder / "training.png", plot_training(training, metrics, dense))
         if training.split.image is not None:
             pixels = plot_pixels(training, training.split.image, summary["dead_inputs"]["fc1"])
@@ -118,9 +124,27 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
             lines.append((_label(name), f"{len(dead)} of {total}: {spans(dead)}"))
         epoch, epochs = summary["identified_epoch"], summary["epochs"]
         lines.append(("structure unchanged since", f"epoch {epoch} of {epochs}"))
+        lines += _saved(summary)
     lines.append(("training time", f"{summary['train_seconds']:.1f} s"))
     if summary["caveat"]:
         lines.append(("note", summary["caveat"]))
+    return lines
+
+
+def _saved(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Lines about the dense network and the slim one."""
+
+    def change(name: str, unit: str = "") -> str:
+        before, after = summary[name.format("dense")], summary[name.format("slim")]
+        share = f" ({after / before:.1%})" if before else ""
+        return f"{before:,.4g}{unit} to {after:,.4g}{unit}{share}"
+
+    lines = [
+        ("parameters, dense to slim", change("params_{}")),
+        ("multiplications, dense to slim", change("macs_{}")),
+    ]
+    if summary["latency_dense_ms"] and summary["latency_slim_ms"]:
+        lines.append(("latency of one, dense to slim", change("latency_{}_ms", " ms")))
     return lines
 
 

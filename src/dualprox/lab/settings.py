@@ -131,6 +131,8 @@ class Run:
         model: which network with which settings.
         optimizer: which optimizer with which settings.
         penalty: what the weights are penalized with; None trains a dense network.
+        coupled: whether all slices that read one channel are one group, so that it can go.
+        shrink_at_restart: whether dead groups leave the network at every milestone.
         epochs: passes over the training set.
         batch_size: examples per step.
         milestones: epochs at which a stage begins: lr times gamma, and a restart.
@@ -147,6 +149,8 @@ class Run:
     data_dir: str | None = None
     augment: bool = False
     model: ModelSpec = MlpSpec()
+    coupled: bool = False
+    shrink_at_restart: bool = False
     epochs: int = 30
     batch_size: int = 32
     milestones: tuple[int, ...] = ()
@@ -174,6 +178,11 @@ class Run:
             "None for AdamW and SGD, which would ignore it",
             self.penalty,
         )
+        grouped = isinstance(self.penalty, dp.GroupPenalty)
+        require(grouped or not self.coupled, "coupled", "false without groups", self.coupled)
+        rule = "false unless coupled: weights that shrink alone would change their penalty"
+        shrinks = self.shrink_at_restart
+        require(self.coupled or not shrinks, "shrink_at_restart", rule, shrinks)
 
 
 def to_json(run: Run) -> dict[str, Any]:

@@ -50,7 +50,14 @@ def make_groups(run: Run, model: nn.Module) -> ParamsT:
     """The model's parameters, grouped by penalty; by name alone for a run without one."""
     if run.penalty is None:
         return model.named_parameters()
-    return dp.param_groups(model, run.penalty)
+    example = example_input(run) if run.coupled else None
+    return dp.param_groups(model, run.penalty, coupled=run.coupled, example_input=example)
+
+
+def example_input(run: Run) -> Tensor:
+    """Two inputs of the shape that the run's data set has."""
+    shape = data.CATALOGUE[run.data].shape
+    return torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
 
 
 def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
@@ -76,7 +83,8 @@ def check(run: Run) -> None:
     require(known, "baseline", "the name of a recipe or none", run.baseline)
     augmented = data.CATALOGUE[run.data].augment is not None
     require(augmented or not run.augment, "augment", f"false for data={run.data}", run.augment)
-    make_optimizer(run, make_model(run))
+    # Which weights read one channel takes seconds to find, and no setting can be wrong there.
+    make_optimizer(replace(run, coupled=False, shrink_at_restart=False), make_model(run))
     data.require_files(run.data, run.data_dir)
 
 
@@ -109,6 +117,7 @@ class Training:
             multistep = torch.optim.lr_scheduler.MultiStepLR
             self.schedule = multistep(self.opt, milestones, run.gamma)
         self.epoch = 0
+        self.plan = dp.Plan()
 
     def structured(self) -> contextlib.AbstractContextManager[None]:
         """The structured point swapped in; the network as it is for optimizers without one."""
@@ -145,7 +154,16 @@ class Training:
                 name: value for name, value in record.items() if name != "epoch"
             }
         self.schedule.step()
+        if run.shrink_at_restart and self.epoch in run.milestones:
+            self.shrink_()
         return row
+
+    def shrink_(self) -> None:
+        """Remove what is dead at the structured point, and go on with the rest."""
+        assert isinstance(self.opt, dp.ProximalOptimizer)
+        example = example_input(self.run)
+        self.model, plan = dp.shrink_training(self.model, self.opt, example)
+        self.plan = plan.after(self.plan)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -168,6 +186,7 @@ class Training:
         return {
             "run": json.dumps(settings.to_json(self.run)),
             "epoch": self.epoch,
+            "plan": json.dumps(self.plan.to_dict()),
             "model": self.model.state_dict(),
             "optimizer": self.opt.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -177,6 +196,12 @@ class Training:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
+        plan = dp.Plan.from_dict(json.loads(saved["plan"]))
+        if plan.keep:
+            assert isinstance(self.opt, dp.ProximalOptimizer)
+            dense, self.model = self.model, dp.apply_plan(self.model, plan)
+            dp.narrow_(self.opt, dense, self.model, plan)
+            self.plan = plan
         self.model.load_state_dict(saved["model"])
         self.opt.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
