@@ -161,22 +161,24 @@ def param_groups(
             path = f"{prefix}.{leaf}" if prefix else leaf
             owners.setdefault(id(param), []).append((path, module, leaf))
     rows: list[Row] = []
-    gathered: dict[Penalty | None, list[tuple[str, nn.Parameter]]] = {}
+    gathered: dict[Any, tuple[Penalty | None, list[tuple[str, nn.Parameter]]]] = {}
     joint: dict[int, tuple[Penalty | None, str]] = {}
     if example_input is not None:
         joint = _coupled(model, chooser, owners, Inputs.of(example_input))
     for name, param in model.named_parameters():
         chosen, note = joint.get(id(param)) or chooser.choose(owners[id(param)])
+        # Weights that share groups share a param group, and no others do.
+        key = id(chosen) if id(param) in joint and chosen is not None else chosen
         if not (chosen is None or isinstance(chosen, Coupled)):
             chosen.check(param.shape)
         if not param.requires_grad:
             note = f"{note}, frozen".removeprefix(", ")
         rows.append(Row(name, tuple(param.shape), chosen, note))
-        gathered.setdefault(chosen, []).append((name, param))
+        gathered.setdefault(key, (chosen, []))[1].append((name, param))
     chooser.require_all_used()
     if set(gathered) <= {None}:
         raise ValueError("nothing in the model is penalized:\n" + str(ParamGroups([], rows)))
-    groups = [{"params": params, "penalty": chosen} for chosen, params in gathered.items()]
+    groups = [{"params": params, "penalty": chosen} for chosen, params in gathered.values()]
     return ParamGroups(groups, rows)
 
 
@@ -215,7 +217,10 @@ def _coupled(
     return joint
 
 
-def _joint_penalty(model: nn.Module, coupled: CoupledSet, wanted: Mapping[int, Penalty]) -> Coupled:
+def _joint_penalty(
+    model: nn.Module, coupled: CoupledSet, wanted: Mapping[int, Penalty]
+) -> GroupPenalty | Coupled:
+    """The penalty of a set of weights; of one weight with equal groups, that of a tensor."""
     params = [model.get_parameter(reader.name) for reader in coupled.readers]
     penalties = {wanted[id(param)]: reader.name for param, reader in zip(params, coupled.readers, strict=True)}
     if len(penalties) > 1:
@@ -223,6 +228,14 @@ def _joint_penalty(model: nn.Module, coupled: CoupledSet, wanted: Mapping[int, P
         raise ValueError(f"weights that read one channel need one penalty, got {described}")
     (penalty,) = penalties
     assert isinstance(penalty, GroupPenalty)
+    first = coupled.readers[0]
+    block = len(first.groups) // coupled.count
+    regular = tuple(i // block for i in range(len(first.groups)))
+    if len(params) == 1 and first.groups == regular and first.slices.block == 1:
+        slices = first.slices
+        plain = penalty.along(slices.axis, block, slices.conv_groups)
+        assert isinstance(plain, GroupPenalty)
+        return plain
     members = [
         Member(tuple(param.shape), reader.slices, reader.groups)
         for param, reader in zip(params, coupled.readers, strict=True)

@@ -1,5 +1,6 @@
 """Shrinking while training: dead groups leave the model and the optimizer together."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,8 +32,9 @@ def shrink_training(
 
     Args:
         model: the network that `opt` trains; untouched, but no longer trained.
-        opt: penalized with coupled groups, or with penalties whose weights do not depend on the
-            shape; changed in place once everything has been checked.
+        opt: with param groups made by ``param_groups(..., coupled=True)``, or such that groups
+            weighted by their size have a param group for each weight; changed in place once
+            everything has been checked.
         example_input: as in `shrink`.
         round_to: as in `shrink`.
 
@@ -41,8 +43,8 @@ def shrink_training(
         plans, so that the last network maps back to the names and indices of the first.
 
     Raises:
-        ValueError: `opt` trains a parameter that is not the model's, or a weighting by size of a
-            single tensor would change.
+        ValueError: `opt` trains a parameter that is not the model's, or one penalty cannot keep the
+            weights of the groups of several weights.
         ShrinkError: torch.export cannot trace the model.
 
     Example:
@@ -97,9 +99,11 @@ def narrow_(opt: ProximalOptimizer, model: nn.Module, slim: nn.Module, plan: Pla
                 penalty, [axes(p) for p in params], [part_count(p) for p in params]
             )
         elif isinstance(penalty, GroupPenalty):
-            for param in params:
-                after = small[names[id(param)]].shape
-                _require_same_weight(penalty, param.shape, after, names[id(param)])
+            penalty = _narrow_slices(
+                penalty,
+                [(names[id(p)], p.shape, small[names[id(p)]].shape) for p in params],
+                [part_count(p) for p in params],
+            )
         penalties.append(penalty)
 
     state = {
@@ -122,15 +126,29 @@ def _cut_state(value: Any, param: Tensor, axes: Axes) -> Any:
     return narrowed(value, axes)
 
 
-def _require_same_weight(
-    penalty: GroupPenalty, before: torch.Size, after: torch.Size, name: str
-) -> None:
-    if penalty.size_weighted and penalty.slices.size(before) != penalty.slices.size(after):
+def _narrow_slices(
+    penalty: GroupPenalty,
+    tensors: Sequence[tuple[str, torch.Size, torch.Size]],
+    parts: Sequence[int],
+) -> GroupPenalty:
+    """The same groups in smaller tensors, given as (name, shape, smaller shape)."""
+    found: dict[GroupPenalty, str] = {}
+    for (name, before, after), count in zip(tensors, parts, strict=True):
+        conv_groups = count if penalty.conv_groups > 1 else 1
+        smaller = penalty.along(penalty.axis, penalty.block, conv_groups)
+        assert isinstance(smaller, GroupPenalty)
+        smaller.check(after)
+        if penalty.size_weighted:
+            # Smaller groups of the same weight.
+            growth = penalty.slices.size(before) / smaller.slices.size(after)
+            smaller = smaller.reweighted(math.sqrt(growth))
+        found[smaller] = name
+    if len(found) > 1:
         raise ValueError(
-            f"the groups of {name} would get another weight, since they get smaller: make the "
-            "param groups with coupled=True, which keeps it, or use size_weighted=False"
+            f"the groups of {' and '.join(found.values())} would need penalties of their own: "
+            "make the param groups with coupled=True, which gives each weight its own"
         )
-    penalty.check(after)
+    return next(iter(found))
 
 
 def _narrow_coupled(penalty: Coupled, axes: Sequence[Axes], parts: Sequence[int]) -> Coupled:
