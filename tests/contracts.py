@@ -1,6 +1,6 @@
 """The tables that the laws run over: a new penalty or optimizer adds one row here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,25 @@ class Law:
     is_local: bool = True
 
     def __str__(self) -> str:
-        return repr(self.penalty)
+        return str(self.penalty)
+
+
+# Uneven groups: 0 in two tensors, 1 twice in one of them, 3 in one alone, and free slices.
+MEMBERS = (
+    ((3, 4), 1, 1, 1, (0, 1, -1, 2)),
+    ((4, 2, 2), 1, 1, 2, (1, 3, 0, 1)),
+    ((4, 3), 0, 2, 1, (2, -1)),
+)
+
+
+def coupling_of(members: Iterable[Any]) -> dp.Coupling:
+    """The coupling of members given as the oracles take them."""
+    return dp.Coupling(
+        tuple(
+            dp.Member(shape, dp.Slices(axis, block, conv_groups), groups)
+            for shape, axis, block, conv_groups, groups in members
+        )
+    )
 
 
 LAWS = (
@@ -45,6 +63,9 @@ LAWS = (
     Law(dp.L0(0.6)),
     Law(dp.GroupMCP(0.5, gamma=2.0)),
     Law(dp.GroupMCP(0.6, axis=0, size_weighted=False, gamma=1.3)),
+    Law(dp.Coupled(dp.GroupLasso(0.4), coupling_of(MEMBERS)), shape=(40,)),
+    Law(dp.Coupled(dp.SparseGroupLasso(0.5, l1_ratio=0.4), coupling_of(MEMBERS)), shape=(40,)),
+    Law(dp.Coupled(dp.GroupMCP(0.5, gamma=2.0), coupling_of(MEMBERS)), shape=(40,)),
     Law(dp.Box(-0.4, 0.9), is_constraint=True),
     Law(dp.NonNegative(), is_constraint=True),
     Law(dp.L2Ball(1.5), is_constraint=True, is_local=False),

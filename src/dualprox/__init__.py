@@ -1,5 +1,6 @@
 """dualprox trains PyTorch networks into a structure, with guaranteed identification."""
 
+from .coupling import Coupling, Member
 from .geometry import Slices
 from .grouping import ParamGroups, param_groups
 from .optim import (
@@ -19,6 +20,7 @@ from .penalties import (
     SCAD,
     Box,
     Cardinality,
+    Coupled,
     DiagonalPenalty,
     ElasticNet,
     Faces,
@@ -63,6 +65,8 @@ __all__ = [
     "SCAD",
     "Box",
     "Cardinality",
+    "Coupled",
+    "Coupling",
     "DiagonalPenalty",
     "DualAveraging",
     "ElasticNet",
@@ -72,6 +76,7 @@ __all__ = [
     "GroupMCP",
     "GroupPenalty",
     "L2Ball",
+    "Member",
     "NarrowAttention",
     "NetworkStructure",
     "NewtonRaphson",

@@ -1,6 +1,9 @@
 """Groups are slices of a tensor; this page turns them into views and reductions."""
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,6 +85,14 @@ class Slices:
         inner = self.inner(view)
         return view.sum(dim=inner, keepdim=True) if inner else view.clone()
 
+    def sums(self, terms: Callable[..., Sequence[Tensor]], *values: Any) -> list[Tensor]:
+        """Sums over each group of what `terms` makes of views and numbers."""
+        return [self.sum(term) for term in terms(*values)]
+
+    def map(self, function: Callable[..., Tensor], *values: Any) -> Tensor:
+        """What `function` makes of views and numbers."""
+        return function(*values)
+
     def amax(self, view: Tensor) -> Tensor:
         """Maxima over each group of `view`, with the inner axes kept at length one."""
         inner = self.inner(view)
@@ -103,3 +114,7 @@ class Slices:
         for length in shape:
             entries *= length
         return entries // self.count(shape) if entries else 0
+
+    def weight(self, w: Tensor, by_size: bool) -> float:
+        """sqrt(entries) of a group of w, or 1."""
+        return math.sqrt(self.size(w.shape)) if by_size else 1

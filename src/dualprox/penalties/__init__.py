@@ -10,6 +10,7 @@ from .base import (
     Support,
 )
 from .constraints import Box, Cardinality, L2Ball, NonNegative
+from .coupled import Coupled
 from .low_rank import NuclearNorm, RankAtMost
 from .nonconvex import L0, MCP, SCAD, GroupMCP
 from .sparse import L1, ElasticNet, GroupLasso, GroupPenalty, SparseGroupLasso
@@ -21,6 +22,7 @@ __all__ = [
     "SCAD",
     "Box",
     "Cardinality",
+    "Coupled",
     "DiagonalPenalty",
     "ElasticNet",
     "Faces",

@@ -41,11 +41,12 @@ class Support(Structure):
 
     Args:
         live: bool, one entry per group, False where every entry of the group is exactly zero.
-        group_size: entries in each group; 1 when each entry is a group of its own.
+        group_size: entries in each group, one number or one for each; 1 when each entry is a
+            group of its own.
     """
 
     live: Tensor
-    group_size: int
+    group_size: int | Tensor
 
     def count(self) -> int:
         """Live groups."""
@@ -54,6 +55,12 @@ class Support(Structure):
     def total(self) -> int:
         """All groups."""
         return self.live.numel()
+
+    def dead_entries(self) -> int:
+        """Entries in dead groups."""
+        if isinstance(self.group_size, Tensor):
+            return int(self.group_size[~self.live.cpu()].sum())
+        return (self.total() - self.count()) * self.group_size
 
     def similarity(self, other: Structure) -> float:
         """Shared live groups over groups live in either."""
@@ -225,6 +232,10 @@ class Penalty(ABC):
         """
         del a, step
         return None
+
+    def penalized_entries(self, w: Tensor) -> Tensor:
+        """The entries of w that the penalty is about, as one vector; by default all."""
+        return w.flatten()
 
     def sparse_group_form(self, w: Tensor) -> SparseGroupForm | None:
         """Psi for a tensor like `w`, if it is of this form: then the fused kernels know it."""

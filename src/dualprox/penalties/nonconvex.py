@@ -17,19 +17,19 @@ def require_gamma(value: float, above: float) -> None:
     require(is_real(value) and value > above, "gamma", f"a finite number > {above:g}", value)
 
 
-def mcp_value(x: Tensor, strength: float, gamma: float) -> Tensor:
+def mcp_value(x: Tensor, strength: float | Tensor, gamma: float) -> Tensor:
     """The minimax concave penalty of each x >= 0."""
     x = x.clamp_max(gamma * strength)
     return strength * x - x.square() / (2 * gamma)
 
 
-def mcp_slope(x: Tensor, strength: float, gamma: float) -> Tensor:
+def mcp_slope(x: Tensor, strength: float | Tensor, gamma: float) -> Tensor:
     """The derivative of `mcp_value`."""
     return (strength - x / gamma).clamp_min(0)
 
 
 def mcp_prox(
-    a: Tensor, d: float | Tensor, step: float | Tensor, strength: float, gamma: float
+    a: Tensor, d: float | Tensor, step: float | Tensor, strength: float | Tensor, gamma: float
 ) -> Tensor:
     """Per entry, a global minimizer of 1/2 d z^2 - a z + step * mcp(|z|).
 
@@ -193,12 +193,13 @@ class GroupMCP(GroupPenalty):
 
     def value(self, w: Tensor) -> Tensor:
         """psi(w)."""
-        norm = self.slices.norm(self.slices.view(w))
+        slices = self.partition(w)
+        norm = slices.norm(slices.view(w))
         return mcp_value(norm, self.group_strength(w), self.gamma).sum()
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Firm or hard thresholding of each group's norm."""
-        slices = self.slices
+        slices = self.partition(w)
         view = slices.view(w)
         norm = slices.norm(view)
         shortened = mcp_prox(norm, 1.0, step, self.group_strength(w), self.gamma)
@@ -212,10 +213,10 @@ class GroupMCP(GroupPenalty):
         A root with r <= gamma * lambda_g solves the norm equation with slopes d - step / gamma.
         Of two roots the larger is a maximum, so only the smallest and the two ends compete.
         """
-        if not isinstance(d, Tensor) or d.dim() == 0:
+        if isinstance(d, int | float) or d.dim() == 0:
             return self.prox(a / d, step / d), 0
         del start  # from a warm start Newton could reach the larger root
-        slices, strength = self.slices, self.group_strength(a)
+        slices, strength = self.partition(a), self.group_strength(a)
         view, metric = slices.view(a), slices.view(d)
         threshold, flat = step * strength, self.gamma * strength
         slope = metric - step / self.gamma
@@ -236,7 +237,7 @@ class GroupMCP(GroupPenalty):
 
     def residual(self, w: Tensor, g: Tensor) -> Tensor:
         """dist(-g, d psi(w)); see `Penalty.residual`."""
-        slices = self.slices
+        slices = self.partition(w)
         view, strength = slices.view(w), self.group_strength(w)
         slope = mcp_slope(slices.norm(view), strength, self.gamma)
         return self._group_residual(view, slices.view(g), strength, slope)

@@ -13,6 +13,7 @@ passing it; from the right, one step lands on the left. No safeguard is needed b
 import torch
 from torch import Tensor
 
+from ..coupling import Coupling
 from ..geometry import Slices
 from ..sharding import whole
 
@@ -27,26 +28,33 @@ def _asks(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
+def _terms(a: Tensor, slope: Tensor, r: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The terms of sum_i a_i^2 / (e_i r + t)^2, and of -1/2 times its derivative."""
+    denominator = slope * r + threshold
+    share = (a / denominator).square()
+    return share, slope * share / denominator
+
+
 def solve_norm_equation(
     a: Tensor,
     slope: Tensor,
     threshold: float | Tensor,
-    slices: Slices,
+    slices: Slices | Coupling,
     start: Tensor | None = None,
-    cap: float = float("inf"),
+    cap: float | Tensor = float("inf"),
 ) -> tuple[Tensor, int]:
     """The smallest root r in (0, cap] of ||a / (slope r + threshold)|| = 1, group by group.
 
     Args:
         a: a view that `slices` made.
         slope: of a's shape; any sign, but slope * cap + threshold >= 0.
-        threshold: scalar >= 0.
-        slices: which axes of `a` are groups.
-        start: a guess of r, with a's inner axes at length one.
-        cap: where to stop looking.
+        threshold: >= 0, a number or one for each group.
+        slices: the groups of `a`.
+        start: a guess of r, in the shape of sums over groups.
+        cap: where to stop looking, a number or one for each group.
 
     Returns:
-        r with a's inner axes at length one: meaningless for groups with ||a|| <= threshold, which
+        r in the shape of sums over groups: meaningless for groups with ||a|| <= threshold, which
         have no root, and infinite where the others have none up to `cap`; and Newton steps used.
     """
     norm = slices.norm(a)
@@ -60,10 +68,8 @@ def solve_norm_equation(
     steps, most = 0, _BLIND_STEPS if blind else _MOST_STEPS
     while steps < most:
         steps += 1
-        denominator = slope * r + threshold
-        share = (a / denominator).square()
-        total = slices.sum(share)  # h(r) = total^(-1/2)
-        rise = slices.sum(slope * share / denominator)  # h'(r) = rise * total^(-3/2)
+        # h(r) = total^(-1/2), h'(r) = rise * total^(-3/2)
+        total, rise = slices.sums(_terms, a, slope, r, threshold)
         step = (total.sqrt() - 1) * total / rise
         # A tangent that does not rise towards 1 means that h never gets there.
         ahead = torch.where((rise <= 0) & (total > 1), torch.inf, r + step)

@@ -1,12 +1,12 @@
 """Convex penalties that make entries or whole groups exactly zero."""
 
-import math
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..checks import is_real, require
+from ..coupling import Coupling, Joint
 from ..geometry import Slices
 from .base import (
     DiagonalPenalty,
@@ -24,6 +24,11 @@ def kink_residual(w: Tensor, g: Tensor, kink: float, slope: float | Tensor) -> T
     """dist(-g, d psi(w)) for psi(w) = sum phi(|w_i|), phi'(0) = kink, phi'(|w_i|) = slope."""
     at_zero = (g.abs() - kink).clamp_min(0)
     return torch.linalg.vector_norm(torch.where(w == 0, at_zero, g + w.sign() * slope))
+
+
+def weighted_sum(x: Tensor, weight: float | Tensor) -> Tensor:
+    """Sum of weight * x, a weight for each group or one for all."""
+    return (weight * x).sum() if isinstance(weight, Tensor) else weight * x.sum()
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,13 @@ class GroupPenalty(DiagonalPenalty):
         """The partition into groups."""
         return Slices(self.axis, self.block, self.conv_groups)
 
+    def partition(self, w: Tensor) -> Slices | Coupling:
+        """The groups of w: slices of a tensor, or what the coupling of a `Joint` says.
+
+        Formulas that ask this, not `slices`, hold for groups over several tensors as well.
+        """
+        return w.coupling if isinstance(w, Joint) else self.slices
+
     def check(self, shape: torch.Size | tuple[int, ...]) -> None:
         """Raise ValueError if a parameter of this shape cannot be cut into the groups."""
         try:
@@ -149,25 +161,32 @@ class GroupPenalty(DiagonalPenalty):
         """The same penalty with other groups."""
         return replace(self, axis=axis, block=block, conv_groups=conv_groups)
 
-    def group_strength(self, w: Tensor) -> float:
+    def group_strength(self, w: Tensor) -> float | Tensor:
         """lambda_g: strength, or strength * sqrt(entries in a group)."""
-        size = self.slices.size(w.shape) if self.size_weighted else 1
-        return self.strength * math.sqrt(size)
+        return self.strength * self.partition(w).weight(w, self.size_weighted)
 
     def structure(self, w: Tensor) -> Support:
         """Which groups have a nonzero entry, in the order of the slices."""
-        slices = self.slices
+        slices = self.partition(w)
         live = slices.amax(slices.view(w != 0).to(torch.uint8)) != 0
         return Support(live=live.flatten(), group_size=slices.size(w.shape))
 
-    def _group_residual(self, w: Tensor, g: Tensor, kink: float, slope: float | Tensor) -> Tensor:
+    def _group_residual(
+        self, w: Tensor, g: Tensor, kink: float | Tensor, slope: float | Tensor
+    ) -> Tensor:
         """dist(-g, d psi(w)) for psi = sum phi(||w_g||), phi'(0) = kink; w, g are views."""
-        slices = self.slices
+        slices = self.partition(w)
         norm = slices.norm(w)
         # clamp: a zero group takes the other branch, and 0/0 must not poison this one.
         tilted = g + w * (slope / norm.clamp_min(torch.finfo(w.dtype).tiny))
         at_zero = (slices.norm(g) - kink).clamp_min(0)
         return torch.linalg.vector_norm(torch.where(norm == 0, at_zero, slices.norm(tilted)))
+
+
+def _of_norm(a: Tensor, d: Tensor, r: Tensor, threshold: float | Tensor) -> Tensor:
+    """z_i = a_i r / (d_i r + t), where r is the norm of z."""
+    # The denominator of a dead group may be 0; the numerator already is.
+    return a * r / torch.where(r == 0, 1, d * r + threshold)
 
 
 @dataclass(frozen=True)
@@ -194,11 +213,12 @@ class GroupLasso(GroupPenalty):
 
     def value(self, w: Tensor) -> Tensor:
         """The weighted sum of the groups' norms."""
-        return self.group_strength(w) * self.slices.norm(self.slices.view(w)).sum()
+        slices = self.partition(w)
+        return weighted_sum(slices.norm(slices.view(w)), self.group_strength(w))
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Shorten each group by step * lambda_g, stopping at zero."""
-        slices, threshold = self.slices, step * self.group_strength(w)
+        slices, threshold = self.partition(w), step * self.group_strength(w)
         view = slices.view(w)
         norm = slices.norm(view)
         # "<=", not the negated ">": 0/0 stays out, and a NaN norm is not taken for a dead group.
@@ -208,31 +228,30 @@ class GroupLasso(GroupPenalty):
         self, a: Tensor, d: float | Tensor, step: float | Tensor, start: Tensor | None = None
     ) -> tuple[Tensor, int]:
         """z_i = a_i r / (d_i r + t), t = step * lambda_g, where ||a_g|| > t; zero elsewhere."""
-        if not isinstance(d, Tensor) or d.dim() == 0:
+        if isinstance(d, int | float) or d.dim() == 0:
             return self.prox(a / d, step / d), 0
-        slices, threshold = self.slices, step * self.group_strength(a)
+        slices, threshold = self.partition(a), step * self.group_strength(a)
         view, slope = slices.view(a), slices.view(d)
         guess = None if start is None else slices.norm(slices.view(start))
         r, steps = solve_norm_equation(view, slope, threshold, slices, guess)
         scale = torch.where(slices.norm(view) <= threshold, 0, r)
-        # The denominator of a dead group may be 0; the numerator already is.
-        denominator = torch.where(scale == 0, 1, slope * scale + threshold)
-        return (view * scale / denominator).reshape(a.shape), steps
+        return slices.map(_of_norm, view, slope, scale, threshold).reshape(a.shape), steps
 
     def residual(self, w: Tensor, g: Tensor) -> Tensor:
         """dist(-g, d psi(w)); see `Penalty.residual`."""
-        slices, strength = self.slices, self.group_strength(w)
+        slices, strength = self.partition(w), self.group_strength(w)
         return self._group_residual(slices.view(w), slices.view(g), strength, strength)
 
     def dead_groups(self, a: Tensor, step: float | Tensor) -> Tensor:
         """||a_g|| <= step * lambda_g, spread over the entries of g."""
-        view = self.slices.view(a)
-        dead = self.slices.norm(view) <= step * self.group_strength(a)
+        slices = self.partition(a)
+        view = slices.view(a)
+        dead = slices.norm(view) <= step * self.group_strength(a)
         return dead.expand_as(view).reshape(a.shape)
 
     def sparse_group_form(self, w: Tensor) -> SparseGroupForm:
         """Groups alone."""
-        return SparseGroupForm(0.0, self.group_strength(w), self.slices)
+        return SparseGroupForm(0.0, float(self.group_strength(w)), self.slices)
 
 
 @dataclass(frozen=True)
@@ -260,9 +279,8 @@ class SparseGroupLasso(GroupPenalty):
         super().__post_init__()
         require_ratio(self.l1_ratio)
 
-    @property
-    def _entries(self) -> float:
-        return self.strength * self.l1_ratio
+    def _entry_strength(self, w: Tensor) -> float | Tensor:
+        return self.strength * self.l1_ratio * self.partition(w).weight(w, by_size=False)
 
     @property
     def _groups(self) -> GroupLasso:
@@ -271,34 +289,36 @@ class SparseGroupLasso(GroupPenalty):
 
     def value(self, w: Tensor) -> Tensor:
         """psi(w)."""
-        return self._entries * w.abs().sum() + self._groups.value(w)
+        return weighted_sum(w.abs(), self._entry_strength(w)) + self._groups.value(w)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """The group prox of the soft-thresholded entries."""
-        return self._groups.prox(soft_threshold(w, step * self._entries), step)
+        return self._groups.prox(soft_threshold(w, step * self._entry_strength(w)), step)
 
     def metric_prox(
         self, a: Tensor, d: float | Tensor, step: float | Tensor, start: Tensor | None = None
     ) -> tuple[Tensor, int]:
         """The group solution for the soft-thresholded numerator."""
-        return self._groups.metric_prox(soft_threshold(a, step * self._entries), d, step, start)
+        softened = soft_threshold(a, step * self._entry_strength(a))
+        return self._groups.metric_prox(softened, d, step, start)
 
     def residual(self, w: Tensor, g: Tensor) -> Tensor:
         """dist(-g, d psi(w)): of a dead group, what soft thresholding leaves of g beyond lambda."""
-        slices, groups = self.slices, self._groups
+        slices, groups, entries = self.partition(w), self._groups, self._entry_strength(w)
         dead = slices.norm(slices.view(w)) == 0
         # In a live group a zero entry has the free choice of [-l1, l1]; in a dead one all have.
-        softened = soft_threshold(g, self._entries)
-        tilted = torch.where(w == 0, softened, g + w.sign() * self._entries)
+        softened = soft_threshold(g, entries)
+        tilted = torch.where(w == 0, softened, g + w.sign() * entries)
         chosen = torch.where(dead, slices.view(softened), slices.view(tilted))
         strength = groups.group_strength(w)
         return self._group_residual(slices.view(w), chosen, strength, strength)
 
     def dead_groups(self, a: Tensor, step: float | Tensor) -> Tensor:
         """Entries that are soft-thresholded to zero, or whose whole group is."""
-        softened = soft_threshold(a, step * self._entries)
+        softened = soft_threshold(a, step * self._entry_strength(a))
         return (softened == 0) | self._groups.dead_groups(softened, step)
 
     def sparse_group_form(self, w: Tensor) -> SparseGroupForm:
         """Both."""
-        return SparseGroupForm(self._entries, self._groups.group_strength(w), self.slices)
+        strengths = self._entry_strength(w), self._groups.group_strength(w)
+        return SparseGroupForm(float(strengths[0]), float(strengths[1]), self.slices)

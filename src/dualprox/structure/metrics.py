@@ -158,7 +158,7 @@ def structure(
         for name, param, point, found in penalized_points(opt, at):
             dead = None
             if isinstance(found, Support):
-                dead = (found.total() - found.count()) * found.group_size
+                dead = found.dead_entries()
             layers.append(
                 LayerStructure(
                     name=name,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import is_count, is_real, require
-from ..penalties import GroupLasso, Penalty
+from ..penalties import Coupled, GroupLasso, Penalty
 from ..sharding import whole
 from .problem import Solution, Solver, Subproblem
 
@@ -33,7 +33,8 @@ class NewtonRaphson(Solver):
         require(is_real(self.tol) and self.tol >= 0, "tol", "a finite number >= 0", self.tol)
 
     def check(self, penalty: Penalty) -> None:
-        """Raise TypeError for any penalty but `GroupLasso`."""
+        """Raise TypeError for any penalty but `GroupLasso`, coupled or not."""
+        penalty = _uncoupled(penalty)
         if not isinstance(penalty, GroupLasso):
             raise TypeError(
                 f"NewtonRaphson() solves GroupLasso alone, got {type(penalty).__name__}"
@@ -41,14 +42,13 @@ class NewtonRaphson(Solver):
 
     def solve(self, problem: Subproblem, start: Tensor) -> Solution:
         """See `Solver.solve`; the start of the Newton steps is a lower bound, not `start`."""
-        penalty = problem.penalty
-        assert penalty is not None
-        self.check(penalty)
+        assert problem.penalty is not None
+        self.check(problem.penalty)
+        penalty = _uncoupled(problem.penalty)
         assert isinstance(penalty, GroupLasso)
-        slices = penalty.slices
+        slices = penalty.partition(start)
         a = slices.view(problem.pull())
-        metric = torch.as_tensor(problem.metric, dtype=a.dtype, device=a.device)
-        d = slices.view(metric.expand(start.shape))
+        d = slices.view(problem.diagonal(start).expand_as(start))
         threshold = problem.threshold * penalty.group_strength(start)
         norm = slices.norm(a)
         dead = norm <= threshold
@@ -65,3 +65,8 @@ class NewtonRaphson(Solver):
         r = torch.where(dead, 0, r)
         point = a * r / torch.where(r == 0, 1, d * r + threshold)
         return Solution(point.reshape(start.shape), steps)
+
+
+def _uncoupled(penalty: Penalty) -> Penalty:
+    """A coupled penalty's own penalty, whose formulas hold for the coupled groups."""
+    return penalty.penalty if isinstance(penalty, Coupled) else penalty

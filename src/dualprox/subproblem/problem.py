@@ -2,10 +2,12 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from ..coupling import Joint
 from ..penalties import Penalty
 from ..sharding import whole
 
@@ -50,6 +52,13 @@ class Subproblem:
     def pull(self) -> Tensor:
         """A = D z0 - v, so that Q(z) = 1/2 <z, D z> - <a, z> + tau * psi(z) + const."""
         return self.metric * self.center - self.linear
+
+    def diagonal(self, like: Tensor) -> Tensor:
+        """D in the dtype and on the device of `like`, of its shape or 0-dim."""
+        metric = self.metric
+        if isinstance(metric, Joint):
+            return cast(Tensor, metric)
+        return torch.as_tensor(metric, dtype=like.dtype, device=like.device)
 
     def certificate(self, z: Tensor) -> Tensor:
         """dist(0, dQ(z)), a 0-dim tensor: 0 at a solution. Source: eq. (7)."""

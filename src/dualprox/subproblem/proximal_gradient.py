@@ -50,7 +50,7 @@ class ProximalGradient(Solver):
         assert penalty is not None
         if start.numel() == 0:
             return Solution(start.clone(), 0, start.new_tensor(0.0))
-        metric = torch.as_tensor(problem.metric, dtype=start.dtype, device=start.device)
+        metric = problem.diagonal(start)
         theta = 1 / whole(metric.max())
         if not penalty.is_convex:
             theta = theta / 2
