@@ -88,6 +88,15 @@ def agree(mesh: Any, placement: Any, penalty: Any, maker: Any) -> None:
     assert torch.equal(twin.detach().full_tensor(), many.detach().full_tensor())
 
 
+def refuse_coupled(mesh: Any, maker: Any) -> None:
+    """Groups over sharded tensors are not there, and nothing pretends that they are."""
+    params: Any = [nn.Parameter(distribute_tensor(torch.ones(4, 2), mesh, [Shard(0)]))]
+    member = dp.Member((4, 2), dp.Slices(axis=1), (0, 1))
+    penalty = dp.Coupled(dp.GroupLasso(0.1), dp.Coupling((member,)))
+    with pytest.raises(NotImplementedError, match=r"parameter 0\.0 is sharded"):
+        maker([{"params": params, "penalty": penalty}])
+
+
 def mlp() -> nn.Sequential:
     """The same on every process."""
     torch.manual_seed(0)
@@ -150,6 +159,7 @@ def cases(mesh: Any, folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
             for placement in PLACEMENTS if penalty == dp.SparseGroupLasso(0.2) else PLACEMENTS[:2]:
                 name = f"{maker} {penalty} {placement}"
                 yield name, lambda a=placement, b=penalty, c=maker: agree(mesh, a, b, c)
+        yield f"{maker} coupled", lambda c=maker: refuse_coupled(mesh, c)
         yield f"{maker} FSDP", lambda c=maker: fsdp(mesh, c, folder / str(c))
 
 

@@ -49,5 +49,10 @@ def test_sharded_weights_follow_the_full_ones(failures, optimizer, placement):
 
 
 @pytest.mark.parametrize("optimizer", ["RMDA", "RAMDA", "ProxSGD", "ProxAdamW"])
+def test_sharded_weights_of_a_coupled_group_are_refused(failures, optimizer):
+    assert report(failures, f"{optimizer} ", " coupled") == ""
+
+
+@pytest.mark.parametrize("optimizer", ["RMDA", "RAMDA", "ProxSGD", "ProxAdamW"])
 def test_fsdp_trains_like_one_process_and_resumes_bit_by_bit(failures, optimizer):
     assert report(failures, f"{optimizer} ", " FSDP") == ""

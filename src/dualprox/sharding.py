@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 
-def _is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor."""
     if type(tensor) in (Tensor, torch.nn.Parameter) or not torch.distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor  # slow to import; here it has been already
@@ -25,12 +26,12 @@ def whole(tensor: Tensor) -> Tensor:
     Whatever a process decides from a number it must decide from this one, as all others do.
     """
     sharded: Any = tensor
-    return sharded.full_tensor() if _is_sharded(tensor) else tensor
+    return sharded.full_tensor() if is_sharded(tensor) else tensor
 
 
 def sharded_like(full: Tensor, other: Tensor) -> Tensor:
     """A full tensor that every process has, cut as `other` is; itself if `other` is not."""
-    if not _is_sharded(other):
+    if not is_sharded(other):
         return full
     from torch.distributed.tensor import DTensor, Replicate
 

@@ -13,12 +13,21 @@ from typing_extensions import Unpack
 
 from ..checks import is_real, require
 from ..kernels.native import NativeGroup
-from ..penalties import L1, DiagonalPenalty, ElasticNet, Penalty
+from ..penalties import L1, Coupled, ElasticNet, Penalty
 from ..sharding import whole
-from ..subproblem import Exact, ProximalGradient, Solution, Solver, Subproblem
+from ..subproblem import Exact, Solver, Subproblem
 from .bundle import as_tensor, bundles, part_of, tensors_of
 from .fused import IMPLEMENTATIONS, Plan, make_plan, why_unavailable
+from .solve import solve
 from .state import StatefulOptimizer
+from .unit import (
+    Unit,
+    check_coupled,
+    joint_state,
+    require_all_gradients,
+    require_same_counters,
+    units_of,
+)
 
 # Penalties whose solution is a formula for each entry, in the operations that a bundle has.
 _ENTRYWISE = (L1, ElasticNet)
@@ -53,10 +62,11 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class SolveReport:
-    """How the last subproblem of a parameter was solved.
+    """How the last subproblem of a parameter, or of a coupled group, was solved.
 
     Args:
-        name: the parameter's name, or its place as "group.index".
+        name: the parameter's name, or its place as "group.index"; of a coupled group the first's,
+            with the number of the others.
         iterations: taken by the solver in the last step; 0 for a closed form.
         certificate: the norm of a subgradient of the subproblem at the point found, eq. (7) of
             arXiv:2403.14398. Proximal gradient iterations have one for nothing; for other solvers
@@ -110,7 +120,7 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         group = self.param_groups[-1]
         try:
             self._check_group(group)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, NotImplementedError):
             self.param_groups.pop()
             raise
         for param in group["params"]:
@@ -152,11 +162,14 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         for name, param in zip(names, group["params"], strict=True):
             if not param.is_floating_point():
                 raise TypeError(f"parameter {name or ''} must be real floating, got {param.dtype}")
-            if penalty is not None:
+            if not (penalty is None or isinstance(penalty, Coupled)):
                 try:
                     penalty.check(param.shape)
                 except ValueError as error:
                     raise ValueError(f"{error}{f' (parameter {name})' if name else ''}") from None
+        if isinstance(penalty, Coupled):
+            names = self._names(len(self.param_groups) - 1)
+            check_coupled(group, names, type(self).__dict__.get("takes_bundles", False))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -175,6 +188,8 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         for number, group in enumerate(self.param_groups):
             moving = [param for param in group["params"] if param.grad is not None]
             self._require_dense(group, moving)
+            if moving and isinstance(group["penalty"], Coupled):
+                require_all_gradients(group["params"], self._names(number))
             # A kernel that can be captured reads a tensor lr on the device.
             unread = group["capturable"] and isinstance(group["lr"], Tensor)
             if moving and (unread or float(group["lr"]) > 0):
@@ -226,14 +241,17 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         """`update` each of these parameters of a group, or bundles of them."""
         states = [self.ready_state(param, group) for param in params]
         together: Iterable[list[int]] = ([index] for index in range(len(params)))
-        if type(self).__dict__.get("takes_bundles", False):
+        if isinstance(group["penalty"], Coupled):
+            require_same_counters(states, self.counters)
+            together = [[*range(len(params))]]
+        elif type(self).__dict__.get("takes_bundles", False):
             together = bundles(params, states, self.counters)
         for members in together:
             grad = as_tensor([params[i].grad for i in members])  # pyright: ignore
             self.update(
                 as_tensor([params[i] for i in members]),
                 -grad if group["maximize"] else grad,
-                {key: as_tensor([states[i][key] for i in members]) for key in states[members[0]]},
+                joint_state([states[i] for i in members]),
                 group,
                 lr,
             )
@@ -252,12 +270,16 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
     def _solve(self, problem: Subproblem, param: Tensor, group: dict[str, Any]) -> Tensor:
         """The subproblem's solution, warm-started at the iterate; float32 or wider.
 
-        A bundle's is solved as one where the solution is a formula for each entry.
+        A bundle's is solved as one where the solution is a formula for each entry, and where the
+        penalty couples its tensors.
         """
         params = tensors_of(param)
         penalty, solver = problem.penalty, group.get("solver")
         formula = type(penalty) in _ENTRYWISE and (solver is None or isinstance(solver, Exact))
-        if len(params) > 1 and (self._certify or not (penalty is None or formula)):
+        as_one = isinstance(penalty, Coupled) or (
+            not self._certify and (penalty is None or formula)
+        )
+        if len(params) > 1 and not as_one:
             points = []
             for index, one in enumerate(params):
                 parts = {
@@ -266,11 +288,9 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
                 }
                 points.append(self._solve(replace(problem, **parts), one, group))
             return as_tensor(points)
-        solution = solve(problem, param.to(problem.linear.dtype), group.get("solver"))
-        certificate = solution.certificate
-        if certificate is None and self._certify:
-            certificate = problem.certificate(solution.point)
-        self._note_solve(param, solution.iterations, certificate)
+        start = param.to(problem.linear.dtype)
+        solution = solve(problem, start, group.get("solver"), self._certify)
+        self._note_solve(param, solution.iterations, solution.certificate)
         return solution.point
 
     def _note_solve(self, param: Tensor, iterations: int, certificate: Tensor | None) -> None:
@@ -282,22 +302,37 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
     def solver_report(self) -> list[SolveReport]:
         """For each penalized parameter that has taken a step, how its subproblem was solved.
 
-        Triton's kernels do not say. Synchronises once per parameter.
+        A coupled group has one subproblem and one report. Triton's kernels do not say. Synchronises
+        once per report.
         """
         reports = []
-        for name, param, group in self.named_params():
-            if group["penalty"] is not None and param in (self._solves or {}):
-                iterations, certificate = (self._solves or {})[param]
+        for unit in self.units():
+            if unit.group["penalty"] is not None and unit.params[0] in (self._solves or {}):
+                iterations, certificate = (self._solves or {})[unit.params[0]]
                 value = None if certificate is None else float(whole(certificate))
-                reports.append(SolveReport(name, iterations, value))
+                reports.append(SolveReport(unit.name, iterations, value))
         return reports
 
-    @abstractmethod
+    def units(self) -> Iterator[Unit]:
+        """What is solved as one: each parameter, or all of a coupled group."""
+        for number, group in enumerate(self.param_groups):
+            yield from units_of(group, self._names(number))
+
     def structured_point(self, param: Tensor) -> Tensor:
         """The solution of the parameter's last subproblem, recomputed, as a new tensor.
 
-        Inside `structured()` and for parameters that have not moved, the parameter itself.
+        Inside `structured()` and for parameters that have not moved, the parameter itself. That of
+        a parameter in a coupled group takes the work for the whole group: see `structured_points`.
         """
+        for unit in self.units():
+            for index, other in enumerate(unit.params):
+                if other is param:
+                    return self.structured_points(unit)[index]
+        raise KeyError("the parameter does not belong to this optimizer")
+
+    @abstractmethod
+    def structured_points(self, unit: Unit) -> list[Tensor]:
+        """The structured points of the parameters of a unit, from one solution."""
 
     @abstractmethod
     def gradient_estimate(self, param: Tensor) -> Tensor | None:
@@ -318,7 +353,7 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
                 self._structured_depth -= 1
             return
         with torch.no_grad():
-            points = [(p, self.structured_point(p)) for _, p, _ in self.named_params()]
+            points = self._all_structured_points()
             iterates = [(p, p.detach().clone()) for p, _ in points]
         try:
             with torch.no_grad():
@@ -338,24 +373,15 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         """Make the structured point the iterate, for good."""
         if self._structured_depth:
             raise RuntimeError("finalize_() inside structured() would be undone on exit")
-        points = [(p, self.structured_point(p)) for _, p, _ in self.named_params()]
-        for param, point in points:
+        for param, point in self._all_structured_points():
             param.copy_(point)
+
+    def _all_structured_points(self) -> list[tuple[Tensor, Tensor]]:
+        return [
+            pair
+            for unit in self.units()
+            for pair in zip(unit.params, self.structured_points(unit), strict=True)
+        ]
 
     def restart(self) -> None:
         """Begin a stage. Methods without dual averaging have nothing to restart."""
-
-
-def solve(problem: Subproblem, start: Tensor, solver: Solver | None) -> Solution:
-    """Solve a subproblem: in closed form without penalty, else by `solver` or the best there is.
-
-    None stands for `Exact` where the penalty offers it under the metric, `ProximalGradient` else.
-    """
-    if problem.penalty is None:
-        return Solution(problem.unpenalized(), 0)
-    if isinstance(problem.metric, int | float):
-        solver = Exact()
-    elif solver is None:
-        exact = isinstance(problem.penalty, DiagonalPenalty)
-        solver = Exact() if exact else ProximalGradient()
-    return solver.solve(problem, start)

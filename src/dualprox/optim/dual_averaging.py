@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from ..subproblem import Subproblem
-from .base import ProximalOptimizer, solve
+from .base import ProximalOptimizer
+from .bundle import as_tensor, tensors_of
+from .solve import solve
+from .unit import Unit, joint_state
 
 
 class DualAveraging(ProximalOptimizer):
@@ -97,18 +100,19 @@ class DualAveraging(ProximalOptimizer):
         return bool(self.state.get(param)) and bool(self.state[param]["step"] > 0)
 
     @torch.no_grad()
-    def structured_point(self, param: Tensor) -> Tensor:
+    def structured_points(self, unit: Unit) -> list[Tensor]:
         """The solution of the last subproblem, from its state and the group's penalty.
 
         Solvers that iterate start from the present iterate, the step itself from the one before:
         the two agree to the solver's precision.
         """
-        group = self.group_of(param)
-        if self._structured_depth or not self._has_moved(param):
-            return param.detach().clone()
-        problem = self._subproblem(self.state[param], group)
-        point = solve(problem, param.to(problem.linear.dtype), group.get("solver")).point
-        return point.to(param.dtype)
+        params, group = unit.params, unit.group
+        if self._structured_depth or not self._has_moved(params[0]):
+            return [param.detach().clone() for param in params]
+        problem = self._subproblem(joint_state([self.state[param] for param in params]), group)
+        start = as_tensor(params).to(problem.linear.dtype)
+        point = solve(problem, start, group.get("solver")).point
+        return tensors_of(point.to(params[0].dtype))
 
     @torch.no_grad()
     def gradient_estimate(self, param: Tensor) -> Tensor | None:

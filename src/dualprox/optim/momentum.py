@@ -10,14 +10,15 @@ from typing_extensions import Unpack
 from ..checks import is_real, require
 from ..subproblem import Solver, Subproblem
 from .base import Options, ProximalOptimizer
+from .unit import Unit
 
 
 class MomentumMethod(ProximalOptimizer):
     """A method whose iterate solves the subproblem, so that the structured point is the iterate."""
 
-    def structured_point(self, param: Tensor) -> Tensor:
-        """The parameter: the last step's subproblem put it there."""
-        return param.detach().clone()
+    def structured_points(self, unit: Unit) -> list[Tensor]:
+        """The parameters: the last step's subproblem put them there."""
+        return [param.detach().clone() for param in unit.params]
 
 
 class ProxSGD(MomentumMethod):

@@ -16,6 +16,17 @@ def state_dtype(param: Tensor) -> torch.dtype:
     return torch.promote_types(param.dtype, torch.float32)
 
 
+def _around_difference(first: str, second: str, most: int = 400) -> tuple[str, str]:
+    """Both texts, of long ones what lies around the place where they begin to differ."""
+    if max(len(first), len(second)) <= most:
+        return first, second
+    pairs = enumerate(zip(first, second, strict=False))
+    place = next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+    start = max(place - most // 2, 0)
+    dots = "..." if start else ""
+    return dots + first[start : start + most], dots + second[start : start + most]
+
+
 class StatefulOptimizer(Optimizer):
     """A torch optimizer with float32-or-wider state that exists from construction on.
 
@@ -37,9 +48,14 @@ class StatefulOptimizer(Optimizer):
     def named_params(self) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
         """Each parameter with its name, or its place as "group.index", and its group."""
         for number, group in enumerate(self.param_groups):
-            places = [f"{number}.{index}" for index in range(len(group["params"]))]
-            for name, param in zip(group.get("param_names", places), group["params"], strict=True):
+            for name, param in zip(self._names(number), group["params"], strict=True):
                 yield name, param, group
+
+    def _names(self, number: int) -> list[str]:
+        """The names of a group's parameters, or their places as "group.index"."""
+        group = self.param_groups[number]
+        places = [f"{number}.{index}" for index in range(len(group["params"]))]
+        return group.get("param_names", places)
 
     def _buffers(self, group: dict[str, Any]) -> tuple[str, ...]:
         """The buffers that parameters of `group` need."""
@@ -143,6 +159,7 @@ class StatefulOptimizer(Optimizer):
         for number, (saved, group) in enumerate(zip(saved_groups, self.param_groups, strict=False)):
             ours, theirs = repr(group["penalty"]), saved.get("penalty", repr(group["penalty"]))
             if theirs != ours:
+                theirs, ours = _around_difference(str(theirs), ours)
                 raise ValueError(
                     f"group {number} was saved with penalty {theirs}, this optimizer has {ours}"
                 )

@@ -29,6 +29,19 @@ class Coupled(DiagonalPenalty):
     Raises:
         TypeError: the penalty has no groups.
         ValueError: the penalty has an axis, block or conv_groups of its own.
+
+    Example:
+        >>> import torch, dualprox as dp
+        >>> first, second = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
+        >>> columns = dp.Member((2, 2), dp.Slices(axis=1), (0, 1))
+        >>> rows = dp.Member((2, 2), dp.Slices(axis=0), (0, 1))
+        >>> penalty = dp.Coupled(dp.GroupLasso(0.5), dp.Coupling((columns, rows)))
+        >>> opt = dp.RMDA([{"params": [first, second], "penalty": penalty}], lr=1.0)
+        >>> first.grad, second.grad = torch.tensor([[1.0, 0.0]] * 2), torch.zeros(2, 2)
+        >>> opt.step(); opt.finalize_(); first.data, second.data
+        (tensor([[0.0000, 0.5000],
+                [0.0000, 0.5000]]), tensor([[0.2929, 0.2929],
+                [0.5000, 0.5000]]))
     """
 
     penalty: GroupPenalty

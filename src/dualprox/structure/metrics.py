@@ -7,20 +7,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..coupling import Joint
 from ..optim import ProximalOptimizer
-from ..penalties import Rank, Structure, Support
+from ..penalties import Penalty, Rank, Structure, Support
 from ..sharding import whole
 
 
 @dataclass(frozen=True)
 class LayerStructure:
-    """The structure of one penalized parameter.
+    """The structure of one penalized parameter, or of the parameters of one coupled group.
 
     Args:
-        name: the parameter's name, or its place as "group.index".
-        shape: its shape.
+        name: the parameter's name, or its place as "group.index"; of a coupled group the first's,
+            with the number of the others.
+        shape: its shape; of a coupled group that of the vector of all entries.
         penalty: its penalty, as text.
-        parameters: its entries.
+        parameters: its penalized entries.
         zeros: those exactly zero.
         size: how large its structure is: live groups or entries, or its rank.
         total: how large that could be.
@@ -46,7 +48,7 @@ class NetworkStructure:
     The shares are None where no layer has that kind of structure.
 
     Args:
-        layers: one entry per penalized parameter.
+        layers: one entry per penalized parameter or coupled group.
         point: which point was read, "structured" or "iterate".
     """
 
@@ -115,19 +117,23 @@ def _share(parts: Iterable[int], wholes: Iterable[int]) -> float | None:
 
 def penalized_points(
     opt: ProximalOptimizer, at: Literal["structured", "iterate"] = "structured"
-) -> Iterable[tuple[str, Tensor, Tensor, Structure]]:
-    """Name, parameter, point and its structure, for every penalized parameter that is trained.
+) -> Iterable[tuple[str, Penalty, Tensor, Structure]]:
+    """Name, penalty, point and its structure, for every penalized parameter that is trained.
 
-    Points of sharded parameters are gathered, one at a time.
+    A coupled group comes once, with all entries as one vector. Points of sharded parameters are
+    gathered, one at a time.
     """
-    for name, param, group in opt.named_params():
-        penalty = group["penalty"]
-        if penalty is None or not param.requires_grad:
+    for unit in opt.units():
+        penalty = unit.group["penalty"]
+        if penalty is None or not any(param.requires_grad for param in unit.params):
             continue
-        point = whole(opt.structured_point(param) if at == "structured" else param.detach())
+        points = unit.params if at == "iterate" else opt.structured_points(unit)
+        point = whole(unit.point([point.detach() for point in points]))
+        if isinstance(point, Joint):
+            point = point.vector()
         # Singular values are not to be had in half precision.
         wide = point.to(torch.promote_types(point.dtype, torch.float32))
-        yield name, param, point, penalty.structure(wide)
+        yield unit.name, penalty, point, penalty.structure(wide)
 
 
 def structure(
@@ -155,20 +161,18 @@ def structure(
         raise ValueError(f"at must be 'structured' or 'iterate', got {at!r}")
     layers = []
     with torch.no_grad():
-        for name, param, point, found in penalized_points(opt, at):
-            dead = None
-            if isinstance(found, Support):
-                dead = found.dead_entries()
+        for name, penalty, point, found in penalized_points(opt, at):
+            entries = penalty.penalized_entries(point)
             layers.append(
                 LayerStructure(
                     name=name,
-                    shape=tuple(param.shape),
-                    penalty=repr(opt.group_of(param)["penalty"]),
-                    parameters=param.numel(),
-                    zeros=int((point == 0).sum()),
+                    shape=tuple(point.shape),
+                    penalty=str(penalty),
+                    parameters=entries.numel(),
+                    zeros=int((entries == 0).sum()),
                     size=found.count(),
                     total=found.total(),
-                    in_dead_groups=dead,
+                    in_dead_groups=found.dead_entries() if isinstance(found, Support) else None,
                     is_low_rank=isinstance(found, Rank),
                 )
             )

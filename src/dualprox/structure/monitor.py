@@ -20,7 +20,8 @@ class StructureRecord:
         support_size: live groups or entries plus ranks, over all penalized parameters.
         support_total: how many there could be.
         jaccard: similarity with the structure of the update before, in [0, 1]: the mean over
-            parameters weighted by their `support_total`; None at the first update.
+            parameters and coupled groups weighted by their `support_total`; None at the first
+            update.
         unchanged_since: the first epoch of the present unbroken run of equal structures.
         stationarity: the estimate of dist(0, dF) at the structured point, over all parameters,
             with the method's own estimate of the gradient in place of the full gradient. For
@@ -92,15 +93,16 @@ class StructureMonitor:
 
     def _stationarity(self) -> float | None:
         squares = []
-        for _, param, group in self.opt.named_params():
-            gradient = self.opt.gradient_estimate(param)
-            if gradient is None:
+        for unit in self.opt.units():
+            estimates = [self.opt.gradient_estimate(param) for param in unit.params]
+            gradients = [gradient for gradient in estimates if gradient is not None]
+            if not gradients:
                 continue
-            if group["penalty"] is None:
-                residual = torch.linalg.vector_norm(gradient)
+            if unit.group["penalty"] is None:
+                residual = torch.linalg.vector_norm(gradients[0])
             else:
-                point = self.opt.structured_point(param).to(gradient.dtype)
-                residual = group["penalty"].residual(point, gradient)
+                point = unit.point(self.opt.structured_points(unit)).to(gradients[0].dtype)
+                residual = unit.group["penalty"].residual(point, unit.point(gradients))
             squares.append(whole(residual).square().cpu())
         return float(torch.stack(squares).sum().sqrt()) if squares else None
 

@@ -1,0 +1,43 @@
+"""The subproblem of a step, given to the solver that the penalty and the settings call for."""
+
+from dataclasses import replace
+from typing import Any, cast
+
+from torch import Tensor
+
+from ..coupling import Joint
+from ..penalties import Coupled, DiagonalPenalty
+from ..subproblem import Exact, ProximalGradient, Solution, Solver, Subproblem
+from .bundle import as_tensor, tensors_of
+
+
+def solve(
+    problem: Subproblem, start: Tensor, solver: Solver | None, certify: bool = False
+) -> Solution:
+    """Solve a subproblem: in closed form without penalty, else by `solver` or the best there is.
+
+    None stands for `Exact` where the penalty offers it under the metric, `ProximalGradient` else.
+    Where the penalty couples tensors, the problem's are bundles of them, and so is the point.
+    """
+    if isinstance(problem.penalty, Coupled):
+        joint = problem.penalty.coupling.joint
+        parts: dict[str, Any] = {
+            name: joint(tensors_of(getattr(problem, name)))
+            for name in ("linear", "center", "metric")
+            if not isinstance(getattr(problem, name), int | float)
+        }
+        problem, start = replace(problem, **parts), cast(Tensor, joint(tensors_of(start)))
+    if problem.penalty is None:
+        solution = Solution(problem.unpenalized(), 0)
+    else:
+        if isinstance(problem.metric, int | float):
+            solver = Exact()
+        elif solver is None:
+            exact = isinstance(problem.penalty, DiagonalPenalty)
+            solver = Exact() if exact else ProximalGradient()
+        solution = solver.solve(problem, start)
+    if certify and solution.certificate is None:
+        solution = replace(solution, certificate=problem.certificate(solution.point))
+    if isinstance(solution.point, Joint):
+        solution = replace(solution, point=as_tensor(solution.point.tensors()))
+    return solution
