@@ -13,6 +13,7 @@ from .optim import (
     SolveReport,
     StageSchedule,
 )
+from .optim.narrow import narrow_, shrink_training
 from .penalties import (
     L0,
     L1,
@@ -40,7 +41,9 @@ from .penalties import (
 )
 from .shrink.attention import NarrowAttention
 from .shrink.export import export_program, load_slim, save_onnx, save_program, save_slim
+from .shrink.measure import Cost, Latency, compare, measure
 from .shrink.plan import Plan, apply_plan
+from .shrink.report import LayerChange, ShrinkReport, report_of
 from .shrink.slim import shrink
 from .shrink.trace import ShrinkError
 from .structure import NetworkStructure, StructureMonitor, StructureRecord
@@ -65,6 +68,7 @@ __all__ = [
     "SCAD",
     "Box",
     "Cardinality",
+    "Cost",
     "Coupled",
     "Coupling",
     "DiagonalPenalty",
@@ -76,6 +80,8 @@ __all__ = [
     "GroupMCP",
     "GroupPenalty",
     "L2Ball",
+    "Latency",
+    "LayerChange",
     "Member",
     "NarrowAttention",
     "NetworkStructure",
@@ -93,6 +99,7 @@ __all__ = [
     "RankAtMost",
     "SeparablePenalty",
     "ShrinkError",
+    "ShrinkReport",
     "Slices",
     "Solution",
     "SolveReport",
@@ -105,12 +112,17 @@ __all__ = [
     "Subproblem",
     "Support",
     "apply_plan",
+    "compare",
     "export_program",
     "load_slim",
+    "measure",
+    "narrow_",
     "param_groups",
+    "report_of",
     "save_onnx",
     "save_program",
     "save_slim",
     "shrink",
+    "shrink_training",
     "structure",
 ]

@@ -89,9 +89,12 @@ class Coupling:
 
     Args:
         members: the tensors, in the order of the parameters in their param group.
+        counted: for each group the entries that its weight is made of; None: those that it has.
+            Groups of a network that shrinks while it is trained keep the weights that they had.
 
     Raises:
-        ValueError: the groups are not numbered from 0 on without a gap.
+        ValueError: the groups are not numbered from 0 on without a gap, or `counted` has not one
+            number >= 1 for each.
 
     Example:
         >>> reader = Member((4, 3), Slices(axis=1), (0, 1, 2))
@@ -102,6 +105,7 @@ class Coupling:
     """
 
     members: tuple[Member, ...]
+    counted: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "members", tuple(self.members))
@@ -117,8 +121,16 @@ class Coupling:
                 f"and none for {min(unused)}"
             )
 
+        if self.counted is not None:
+            object.__setattr__(self, "counted", tuple(self.counted))
+            if len(self.counted) != max(used) + 1 or min(self.counted) < 1:
+                raise ValueError(
+                    f"counted must have a number >= 1 for each of {max(used) + 1} groups, "
+                    f"got {len(self.counted)} from {min(self.counted, default=None)} on"
+                )
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"members": self.members}  # not the tables
+        return {"members": self.members, "counted": self.counted}  # not the tables
 
     def __str__(self) -> str:
         return f"{self.count()} groups in {len(self.members)} tensors"
@@ -287,7 +299,8 @@ class Coupling:
         """sqrt(entries) of each group, or 1; 0 for slices without penalty."""
         key = (w.device, w.dtype, by_size)
         if key not in self._known:
-            weight = self._sizes.double().sqrt() if by_size else torch.ones(self._count)
+            sizes = self._sizes if self.counted is None else torch.tensor(self.counted)
+            weight = sizes.double().sqrt() if by_size else torch.ones(self._count)
             free = sum(group < 0 for member in self.members for group in member.groups)
             every = torch.cat([weight, weight.new_zeros(free)])
             self._known[key] = every.to(w.device, w.dtype)

@@ -165,6 +165,10 @@ class GroupPenalty(DiagonalPenalty):
         """lambda_g: strength, or strength * sqrt(entries in a group)."""
         return self.strength * self.partition(w).weight(w, self.size_weighted)
 
+    def reweighted(self, factor: float) -> "GroupPenalty":
+        """The same penalty with every lambda_g times a factor."""
+        return replace(self, strength=self.strength * factor)
+
     def structure(self, w: Tensor) -> Support:
         """Which groups have a nonzero entry, in the order of the slices."""
         slices = self.partition(w)
@@ -286,6 +290,11 @@ class SparseGroupLasso(GroupPenalty):
     def _groups(self) -> GroupLasso:
         strength = self.strength * (1 - self.l1_ratio)
         return GroupLasso(strength, self.axis, self.size_weighted, self.block, self.conv_groups)
+
+    def reweighted(self, factor: float) -> GroupPenalty:
+        """See `GroupPenalty.reweighted`; the entrywise penalty stays."""
+        strength = self.strength * (self.l1_ratio + (1 - self.l1_ratio) * factor)
+        return replace(self, strength=strength, l1_ratio=self.strength * self.l1_ratio / strength)
 
     def value(self, w: Tensor) -> Tensor:
         """psi(w)."""

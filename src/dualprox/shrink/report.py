@@ -198,3 +198,15 @@ def attach_report(model: nn.Module, report: ShrinkReport) -> nn.Module:
     # Not a parameter, buffer or module: torch keeps it out of the state dict.
     model.__dict__["report"] = report
     return model
+
+
+def report_of(model: nn.Module) -> ShrinkReport:
+    """The report that a model made by `shrink`, `factorize` or `sparsify` carries.
+
+    Raises:
+        ValueError: it carries none.
+    """
+    report = getattr(model, "report", None)
+    if not isinstance(report, ShrinkReport):
+        raise ValueError(f"model must be made by shrink, got {type(model).__name__} without report")
+    return report

@@ -133,7 +133,7 @@ class Units:
         for units, reason in self._pins:
             for root in np.unique(roots[units]):
                 found.setdefault(int(root), reason)
-        found.setdefault(RIGID, "it is an input or output of the network")
+        found.setdefault(RIGID, "it is an input or an output of the network, or the only one there")
         return found
 
     def solve(self) -> "Removal":
@@ -152,7 +152,7 @@ class Units:
 
         for units, reason in self._pins:
             keep(units, reason)
-        keep(np.array([RIGID]), "it is an input or output of the network")
+        keep(np.array([RIGID]), "it is an input or an output of the network, or the only one there")
         removed = gone[roots]
         moving = True
         while moving:

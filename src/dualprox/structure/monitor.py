@@ -77,7 +77,8 @@ class StructureMonitor:
             now[name], found[name] = structure.to_tensor(), structure
             size += structure.count()
             total += structure.total()
-            if name in self._last:
+            # A layer that has shrunk since has another structure.
+            if name in self._last and self._last[name].shape == now[name].shape:
                 before = structure.from_tensor(self._last[name])
                 overlap += structure.similarity(before) * structure.total()
         same = now.keys() == self._last.keys() and all(
