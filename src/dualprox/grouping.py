@@ -222,10 +222,8 @@ def _joint_penalty(
 ) -> GroupPenalty | Coupled:
     """The penalty of a set of weights; of one weight with equal groups, that of a tensor."""
     params = [model.get_parameter(reader.name) for reader in coupled.readers]
-    penalties = {
-        wanted[id(param)]: reader.name
-        for param, reader in zip(params, coupled.readers, strict=True)
-    }
+    pairs = list(zip(params, coupled.readers, strict=True))
+    penalties = {wanted[id(param)]: reader.name for param, reader in pairs}
     if len(penalties) > 1:
         described = ", ".join(f"{name} {penalty}" for penalty, name in penalties.items())
         raise ValueError(f"weights that read one channel need one penalty, got {described}")
@@ -239,10 +237,7 @@ def _joint_penalty(
         plain = penalty.along(slices.axis, block, slices.conv_groups)
         assert isinstance(plain, GroupPenalty)
         return plain
-    members = [
-        Member(tuple(param.shape), reader.slices, reader.groups)
-        for param, reader in pairs
-    ]
+    members = [Member(tuple(param.shape), reader.slices, reader.groups) for param, reader in pairs]
     return Coupled(penalty, Coupling(tuple(members)))
 
 

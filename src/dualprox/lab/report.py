@@ -1,5 +1,6 @@
 """What a finished run is told as: summary.json, a table and plots."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from ..files import read_json_lines, write_json, write_png
+from ..shrink.report import readable_count, readable_seconds
 from .data import CATALOGUE
 from .slim import shrink_run, summary_of
 from .train import Training, make_model
@@ -134,17 +136,18 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 def _saved(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Lines about the dense network and the slim one."""
 
-    def change(name: str, unit: str = "") -> str:
+    def change(name: str, readable: Callable[[float], str]) -> str:
         before, after = summary[name.format("dense")], summary[name.format("slim")]
         share = f" ({after / before:.1%})" if before else ""
-        return f"{before:,.4g}{unit} to {after:,.4g}{unit}{share}"
+        return f"{readable(before)} to {readable(after)}{share}"
 
     lines = [
-        ("parameters, dense to slim", change("params_{}")),
-        ("multiplications, dense to slim", change("macs_{}")),
+        ("parameters, dense to slim", change("params_{}", readable_count)),
+        ("multiplications, dense to slim", change("macs_{}", readable_count)),
     ]
     if summary["latency_dense_ms"] and summary["latency_slim_ms"]:
-        lines.append(("latency of one, dense to slim", change("latency_{}_ms", " ms")))
+        times = change("latency_{}_ms", lambda ms: readable_seconds(ms / 1e3))
+        lines.append(("latency of one, dense to slim", times))
     return lines
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 import dualprox as dp
@@ -29,6 +30,7 @@ def trained_model(folder: Path) -> tuple[Run, nn.Module, dp.Plan]:
     weights = folder / "model.safetensors"
     if saved is None or not weights.exists():
         raise RunFolderError(f"{folder} is not finished; dualprox train --resume {folder}")
+    torch.set_num_threads(run.threads)
     plan = dp.Plan.from_dict(json.loads(saved["plan"]))
     model = dp.apply_plan(make_model(run), plan)
     model.load_state_dict(load_file(str(weights)))

@@ -1,6 +1,7 @@
 """Out of the door: files that another program runs, or that rebuild the slim network."""
 
 import json
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -155,9 +156,13 @@ def save_onnx(model: nn.Module, example_input: ExampleInput, path: str | Path) -
     except ImportError as error:
         raise ImportError('ONNX needs more packages: pip install "dualprox[onnx]"') from error
     program = export_program(model, example_input)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)  # it tells of packages that are not installed
         converted = torch.onnx.export(program, dynamo=True, verbose=False)
+    logger.setLevel(level)
     assert converted is not None
     given = Inputs.of(example_input)
     runs = [given.at_batch(2), given.at_batch(3).at_random(torch.Generator().manual_seed(0))]
