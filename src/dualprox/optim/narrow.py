@@ -116,7 +116,8 @@ def narrow_(opt: ProximalOptimizer, model: nn.Module, slim: nn.Module, plan: Pla
         group["params"] = [small[names[id(param)]] for param in group["params"]]
         group["penalty"] = penalty
     opt.state.clear()
-    opt.state.update(state)
+    for param, values in state.items():
+        opt.state[param] = values
     opt.forget_plans()
 
 

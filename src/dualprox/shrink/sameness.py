@@ -57,6 +57,12 @@ def require_same(
     return own
 
 
+def difference(model: nn.Module, slim: nn.Module, inputs: Inputs) -> float:
+    """The largest difference of the outputs of two networks."""
+    ours, theirs = _outputs(model, inputs), _outputs(slim, inputs)
+    return torch.inf if ours is None or theirs is None else largest_difference(ours, theirs)
+
+
 def _widened(
     model: nn.Module, slim: nn.Module, inputs: Inputs
 ) -> tuple[nn.Module, nn.Module, Inputs] | None:

@@ -13,7 +13,8 @@ from .measure import compare
 from .plan import apply_plan
 from .replace import describe
 from .report import LayerChange, ShrinkReport, attach_report
-from .sameness import require_same
+from .rounding import rounded_down
+from .sameness import difference, require_same
 
 
 def shrink(
@@ -21,6 +22,7 @@ def shrink(
     example_input: ExampleInput,
     *,
     round_to: int = 1,
+    lossy: bool = False,
     latency: bool = True,
     batch_sizes: Sequence[int] = (1, 64),
 ) -> nn.Module:
@@ -39,6 +41,9 @@ def shrink(
         example_input: a tensor, a tuple of positional or a dict of keyword arguments; axis 0 of
             the tensors is the batch.
         round_to: widths that get smaller stay multiples of this, padded with dead channels.
+        lossy: reach these multiples from above, by removing the weakest live channels too (those
+            that are read with the smallest weights). That changes what the network computes, by
+            the report's `max_abs_diff` on the example.
         latency: measure it; a few seconds.
         batch_sizes: to measure latency at.
 
@@ -60,10 +65,14 @@ def shrink(
         (Linear(in_features=4, out_features=2, bias=True), 58, 16)
     """
     require(is_count(round_to), "round_to", "an int >= 1", round_to)
+    require(not lossy or round_to > 1, "lossy", "False unless round_to > 1", lossy)
     inputs = Inputs.of(example_input)
-    found = Compaction(model, inputs, round_to=round_to)
-    slim = slimmed(model, found)
-    apart = require_same(model, slim, inputs, found.analysis, found.removal)
+    start = rounded_down(model, inputs, round_to) if lossy else model
+    found = Compaction(start, inputs, round_to=round_to)
+    slim = slimmed(start, found)
+    apart = require_same(start, slim, inputs, found.analysis, found.removal)
+    if lossy:
+        apart = difference(model, slim, inputs)
     if latency:
         before, after = compare(model, slim, example_input, batch_sizes=batch_sizes)
     else:
