@@ -14,6 +14,7 @@ from coupled_cases import PENALTIES, SHAPES, STREAM, coupled, gradients, paramet
 from oracles.coupled import gathered
 
 every = pytest.mark.parametrize("maker", OPTIMIZERS, ids=str)
+COLUMNS = dp.Slices(1), (0, 1)
 NO_GROUPS: Any = dp.L1(1.0)
 
 
@@ -183,6 +184,11 @@ def test_a_subclass_must_say_that_it_takes_bundles():
             ValueError,
             "numbered from 0 on without a gap, got up to 2 and none for 1",
         ),
+        (
+            lambda: dp.Coupling(coupling_of(MEMBERS).members, (1, 2, 0, 4)),
+            ValueError,
+            r"counted must be an int >= 1 for each of the 4 groups, got \(1, 2, 0, 4\)",
+        ),
         (lambda: coupling_of([]), ValueError, "members must have a slice in a group, got none"),
         (lambda: coupling_of([((3, 1), 1, 1, 1, (-1,))]), ValueError, "got none"),
         (lambda: dp.Coupling(SHAPES), TypeError, "members must be Member objects"),  # pyright: ignore
@@ -220,6 +226,25 @@ def test_a_coupling_is_its_members():
     assert [t.shape for t in tensors] == [m[0] for m in MEMBERS]
     assert torch.equal(coupling.joint(tensors).vector(), vector)
     assert tensors[1].data_ptr() == vector[12:].data_ptr()
+
+
+def test_groups_that_lost_zero_entries_keep_their_weight():
+    before = dp.Coupling((dp.Member((6, 2), dp.Slices(1), (0, 1)), dp.Member((3, 2), *COLUMNS)))
+    after = dp.Coupling(
+        (dp.Member((4, 2), dp.Slices(1), (0, 1)), dp.Member((3, 2), *COLUMNS)), (9, 9)
+    )
+    assert after.size().tolist() == [7, 7] and after != dp.Coupling(after.members)
+    assert pickle.loads(pickle.dumps(after)) == after
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(18, generator=generator, dtype=torch.float64)
+    w[8:12] = 0  # the last two rows of the first tensor
+    left = torch.cat([w[:8], w[12:]])
+    for name in PENALTIES:
+        inner = coupled(name).penalty
+        whole, part = dp.Coupled(inner, before), dp.Coupled(inner, after)
+        assert float(whole.value(w)) == pytest.approx(float(part.value(left)), rel=1e-14)
+        point = whole.prox(w, 1.5)
+        assert torch.allclose(part.prox(left, 1.5), torch.cat([point[:8], point[12:]]))
 
 
 def test_a_group_without_entries_and_a_single_tensor_work():

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from .checks import is_count, require
 from .geometry import Slices
 
 
@@ -89,12 +90,11 @@ class Coupling:
 
     Args:
         members: the tensors, in the order of the parameters in their param group.
-        counted: for each group the entries that its weight is made of; None: those that it has.
-            Groups of a network that shrinks while it is trained keep the weights that they had.
+        counted: the size of each group that its weight goes by; None for its entries. Groups that
+            have lost entries, which were zero, so keep their weight.
 
     Raises:
-        ValueError: the groups are not numbered from 0 on without a gap, or `counted` has not one
-            number >= 1 for each.
+        ValueError: the groups are not numbered from 0 on without a gap, or not all are counted.
 
     Example:
         >>> reader = Member((4, 3), Slices(axis=1), (0, 1, 2))
@@ -120,6 +120,10 @@ class Coupling:
                 f"groups must be numbered from 0 on without a gap, got up to {max(used)} "
                 f"and none for {min(unused)}"
             )
+        if self.counted is not None:
+            object.__setattr__(self, "counted", tuple(self.counted))
+            ok = len(self.counted) == len(used) and all(is_count(size) for size in self.counted)
+            require(ok, "counted", f"an int >= 1 for each of the {len(used)} groups", self.counted)
 
         if self.counted is not None:
             object.__setattr__(self, "counted", tuple(self.counted))
@@ -296,7 +300,7 @@ class Coupling:
         return self._sizes
 
     def weight(self, w: Tensor, by_size: bool) -> Tensor:
-        """sqrt(entries) of each group, or 1; 0 for slices without penalty."""
+        """sqrt(entries) of each group, `counted` or here, or 1; 0 for slices without penalty."""
         key = (w.device, w.dtype, by_size)
         if key not in self._known:
             sizes = self._sizes if self.counted is None else torch.tensor(self.counted)

@@ -234,6 +234,10 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         )
         return self._plans[number]
 
+    def forget_plans(self) -> None:
+        """Forget what was prepared for tensors: to be called when parameters are exchanged."""
+        self._plans = self._solves = None
+
     def _begin_step(self, group: dict[str, Any], params: list[Tensor], lr: float) -> None:
         """Called before the parameters of a group move."""
 
