@@ -125,14 +125,6 @@ class Coupling:
             ok = len(self.counted) == len(used) and all(is_count(size) for size in self.counted)
             require(ok, "counted", f"an int >= 1 for each of the {len(used)} groups", self.counted)
 
-        if self.counted is not None:
-            object.__setattr__(self, "counted", tuple(self.counted))
-            if len(self.counted) != max(used) + 1 or min(self.counted) < 1:
-                raise ValueError(
-                    f"counted must have a number >= 1 for each of {max(used) + 1} groups, "
-                    f"got {len(self.counted)} from {min(self.counted, default=None)} on"
-                )
-
     def __getstate__(self) -> dict[str, Any]:
         return {"members": self.members, "counted": self.counted}  # not the tables
 

@@ -387,9 +387,5 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
             for pair in zip(unit.params, self.structured_points(unit), strict=True)
         ]
 
-    def forget_plans(self) -> None:
-        """Plan the next step anew, after the tensors of a group have been exchanged."""
-        self._plans = self._solves = None
-
     def restart(self) -> None:
         """Begin a stage. Methods without dual averaging have nothing to restart."""
