@@ -353,12 +353,14 @@ def test_a_clean_tree_is_stored_and_the_readme_made_from_it(tree, capsys, monkey
     assert stored["environment"]["commit"] == results.commit()
     # What was stored does not make the tree dirty for the next result.
     assert results.changes() == []
-    (tree / "README.md").write_text(f"# A\n\n{readme.BEGIN}\nold\n{readme.END}\n\nrest\n")
+    empty = "\n\n".join(f"{begin}\nold\n{end}" for begin, end in readme.MARKS.values())
+    (tree / "README.md").write_text(f"# A\n\n{empty}\n\nrest\n")
     capsys.readouterr()
     assert main(["bench", "table", "--write"]) == 0
     text = (tree / "README.md").read_text()
     assert "RAMDA eager" in text and "old" not in text and text.endswith("\n\nrest\n")
-    assert readme.with_block(text, readme.block(folder)) == text
+    for name, content in readme.blocks(folder).items():
+        assert readme.with_block(text, name, content) == text
     assert main(["bench", "table"]) == 0
     assert capsys.readouterr().out.strip() in text
 
@@ -375,7 +377,8 @@ def test_a_file_that_is_no_result_is_refused(tmp_path, capsys):
 def test_the_readme_holds_what_the_stored_results_say():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     folder = ROOT / "benchmarks" / "results"
-    assert readme.with_block(text, readme.block(folder)) == text
+    for name, content in readme.blocks(folder).items():
+        assert readme.with_block(text, name, content) == text
 
 
 def test_ctrl_c_writes_nothing(tmp_path, monkeypatch, capsys):

@@ -51,8 +51,8 @@ def add_bench(commands: Any) -> None:
         parser.set_defaults(run=_run, question=name)
     table = questions.add_parser(
         "table",
-        help="print the README's block, made from the stored results",
-        description="Print the block of numbers in the README, made from the stored results.",
+        help="print the README's numbers, made from the stored results",
+        description="Print the blocks of numbers in the README, made from the stored results.",
     )
     table.add_argument("--results", type=Path, metavar="DIR", help="benchmarks/results")
     table.add_argument(
@@ -239,12 +239,13 @@ def _print(result: dict[str, Any]) -> None:
 
 def _table(args: argparse.Namespace) -> int:
     """Print or write the README's block."""
-    from .readme import block, rewrite
+    from .readme import blocks, rewrite
     from .results import repository
 
     folder = args.results or _folder("")
     if args.write is None:
-        print(block(folder) or f"no results are stored in {folder}")
+        found = [content for content in blocks(folder).values() if content]
+        print("\n\n".join(found) or f"no results are stored in {folder}")
         return 0
     root = repository()
     if not args.write and root is None:
