@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "  dualprox train\n"
         "  dualprox train digits_mlp_rmda --seed 3 --out runs/rmda\n"
         "  dualprox train --set epochs=40 milestones=15,30 penalty.strength=5e-4\n"
+        "  dualprox train fsdd_conv1d_ramda --set data_dir=DIR\n"
         "  dualprox train --resume runs/rmda\n\n"
         "Ctrl-C or a kill at any moment leaves a folder that --resume finishes, bit for bit as if\n"
         "nothing had happened. `dualprox show RECIPE` lists the fields that --set takes.",

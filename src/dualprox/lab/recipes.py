@@ -5,7 +5,17 @@ from dataclasses import replace
 
 import dualprox as dp
 
-from .settings import AdamwSpec, ProxAdamwSpec, ProxSgdSpec, RamdaSpec, RmdaSpec, Run
+from .settings import (
+    AdamwSpec,
+    Conv1dSpec,
+    ProxAdamwSpec,
+    ProxSgdSpec,
+    RamdaSpec,
+    ResnetSpec,
+    RmdaSpec,
+    Run,
+    SgdSpec,
+)
 
 
 def digits_mlp_ramda() -> Run:
@@ -68,6 +78,61 @@ def digits_mlp_dense() -> Run:
     )
 
 
+def fsdd_conv1d_ramda() -> Run:
+    """Channel-sparse convolutions on raw spoken digits: RAMDA; needs data_dir."""
+    return replace(
+        fsdd_conv1d_dense(),
+        recipe="fsdd_conv1d_ramda",
+        optimizer=RamdaSpec(lr=5e-3, momentum=0.8),
+        penalty=dp.GroupLasso(3e-4),
+        epochs=20,
+        milestones=(7, 11, 14),
+        baseline="fsdd_conv1d_dense",
+    )
+
+
+def fsdd_conv1d_dense() -> Run:
+    """Dense convolutions on raw spoken digits: AdamW; needs data_dir."""
+    return Run(
+        recipe="fsdd_conv1d_dense",
+        data="fsdd",
+        augment=True,
+        model=Conv1dSpec(),
+        optimizer=AdamwSpec(lr=3e-3),
+        epochs=15,
+        milestones=(8, 12),
+        threads=2,
+    )
+
+
+def cifar_resnet_ramda() -> Run:
+    """Channel-sparse ResNet on CIFAR-10 (lossy JPEG): RAMDA; needs data_dir."""
+    return replace(
+        cifar_resnet_dense(),
+        recipe="cifar_resnet_ramda",
+        optimizer=RamdaSpec(lr=1e-2, momentum=0.9),
+        penalty=dp.GroupLasso(2e-4),
+        epochs=12,
+        milestones=(5, 8, 10),
+        baseline="cifar_resnet_dense",
+    )
+
+
+def cifar_resnet_dense() -> Run:
+    """Dense ResNet on CIFAR-10 (lossy JPEG): SGD; needs data_dir."""
+    return Run(
+        recipe="cifar_resnet_dense",
+        data="cifar10",
+        augment=True,
+        model=ResnetSpec(widths=(32, 64, 128), blocks=1, stride=2),
+        optimizer=SgdSpec(lr=0.1),
+        epochs=12,
+        batch_size=128,
+        milestones=(6, 10),
+        threads=2,
+    )
+
+
 RECIPES: dict[str, Callable[[], Run]] = {
     recipe.__name__: recipe
     for recipe in (
@@ -77,5 +142,9 @@ RECIPES: dict[str, Callable[[], Run]] = {
         digits_mlp_prox_adamw,
         digits_mlp_lowrank,
         digits_mlp_dense,
+        fsdd_conv1d_ramda,
+        fsdd_conv1d_dense,
+        cifar_resnet_ramda,
+        cifar_resnet_dense,
     )
 }
