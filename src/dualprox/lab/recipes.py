@@ -85,6 +85,7 @@ def fsdd_conv1d_ramda() -> Run:
         recipe="fsdd_conv1d_ramda",
         optimizer=RamdaSpec(lr=5e-3, momentum=0.8),
         penalty=dp.GroupLasso(3e-4),
+        coupled=True,
         epochs=20,
         milestones=(7, 11, 14),
         baseline="fsdd_conv1d_dense",
@@ -112,7 +113,8 @@ def cifar_resnet_ramda() -> Run:
         recipe="cifar_resnet_ramda",
         optimizer=RamdaSpec(lr=1e-2, momentum=0.9),
         penalty=dp.GroupLasso(2e-4),
-        epochs=12,
+        coupled=True,
+        epochs=14,
         milestones=(5, 8, 10),
         baseline="cifar_resnet_dense",
     )
