@@ -1,7 +1,8 @@
 """Whether two models compute the same, up to rounding."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -39,11 +40,28 @@ def largest_difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
     return largest
 
 
-def one_rounding_off(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """The weight with every entry changed by a random part of one rounding of its dtype."""
-    noise = 2 * torch.rand(weight.shape, generator=generator, dtype=torch.float64) - 1
-    change = 1 + torch.finfo(weight.dtype).eps * noise
-    return (weight.detach().double() * change.to(weight.device)).to(weight.dtype)
+@contextlib.contextmanager
+def one_rounding_off(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Meanwhile, every entry of these parameters is off by a random part of one rounding.
+
+    They are exchanged by hand: torch.func.functional_call does not put back the parameters of a
+    module that has two names.
+    """
+    generator = torch.Generator().manual_seed(0)
+    places = []
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        places.append((model.get_submodule(path)._parameters, leaf, model.get_parameter(name)))
+    try:
+        for parameters, leaf, exact in places:
+            noise = 2 * torch.rand(exact.shape, generator=generator, dtype=torch.float64) - 1
+            change = 1 + torch.finfo(exact.dtype).eps * noise.to(exact.device)
+            near = (exact.detach().double() * change).to(exact.dtype)
+            parameters[leaf] = nn.Parameter(near, requires_grad=False)
+        yield
+    finally:
+        for parameters, leaf, exact in places:
+            parameters[leaf] = exact
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +98,12 @@ def agreement(
     Raises:
         ValueError: `before` returns no floating-point tensor.
     """
-    generator = torch.Generator().manual_seed(0)
-    moved = {name: one_rounding_off(before.get_parameter(name), generator) for name in changed}
     with undisturbed(before):
         reference = real_outputs(inputs.run(before))
     with undisturbed(after):
         ours = real_outputs(inputs.run(after))
-    with undisturbed(before):
-        call = torch.func.functional_call(before, moved, inputs.args, inputs.kwargs)
-        nearby = real_outputs(call)
+    with undisturbed(before), one_rounding_off(before, changed):
+        nearby = real_outputs(inputs.run(before))
     if not reference:
         raise ValueError("the model must return a floating-point tensor, got none to compare")
     rounding = largest_difference(reference, nearby)
@@ -101,7 +116,7 @@ def agreement(
 
 
 def agreements(
-    before: nn.Module, after: nn.Module, inputs: Inputs, changed: Mapping[str, Any] | Iterable[str]
+    before: nn.Module, after: nn.Module, inputs: Inputs, changed: Iterable[str]
 ) -> Iterator[Agreement]:
     """The agreement on the inputs, then on two random ones, less those that `before` refuses."""
     changed = list(changed)

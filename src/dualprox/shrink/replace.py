@@ -30,7 +30,7 @@ def layers_with_matrices(model: nn.Module) -> dict[str, nn.Module]:
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
         if parametrize.is_parametrized(module):
-            own += list(module.parametrizations.parameters())
+            own += list(module.get_submodule("parametrizations").parameters())
         # A parametrization's own weights belong to the layer that it parametrizes.
         if any(param.dim() >= 2 for param in own) and "parametrizations" not in name.split("."):
             found[name] = module
@@ -55,8 +55,9 @@ def describe(layer: nn.Module) -> str:
 
 
 def own_parameters(layer: nn.Module) -> int:
-    """The entries of the parameters of a layer and of what is in it."""
-    return sum(param.numel() for param in layer.parameters())
+    """The entries of a layer's parameters, without those of the layers in it."""
+    whole = parametrize.is_parametrized(layer)
+    return sum(param.numel() for param in layer.parameters(recurse=whole))
 
 
 def why_not_exchanged(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> str:
@@ -72,8 +73,7 @@ def why_not_exchanged(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> s
         base = next((kind for kind in kinds if isinstance(layer, kind)), None)
         if base is not None:
             return f"{type(layer).__name__} may do more than {base.__name__}"
-        names = [kind.__name__ for kind in kinds]
-        return f"{type(layer).__name__} is not {' or '.join(names)}"
+        return f"it is none of {', '.join(kind.__name__ for kind in kinds)}"
     if layer._parameters.get("weight") is None:
         return "its weight is computed"
     if "forward" in layer.__dict__:

@@ -1,6 +1,6 @@
 """What became of a network: per layer, and in total."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,12 +105,9 @@ class ShrinkReport:
     def totals(self) -> list[str]:
         """One line per kind of cost."""
         lines = []
-        for label, old, new, unit in (
-            ("parameters", self.before.parameters, self.after.parameters, ""),
-            ("MACs", self.before.macs, self.after.macs, ""),
-            ("file size", self.before.bytes, self.after.bytes, "B"),
-        ):
-            if old is not None and new is not None:
+        for label, unit in (("parameters", ""), ("MACs", ""), ("file size", "B")):
+            if label in self._pairs():
+                old, new = self._pairs()[label]
                 share = f" ({new / old:.1%})" if old else ""
                 numbers = f"{readable_count(old)}{unit} -> {readable_count(new)}{unit}"
                 lines.append(f"{label} {numbers}{share}")
@@ -145,7 +142,7 @@ class ShrinkReport:
         return "\n".join(lines + self.totals())
 
     def plot(self, path: str | Path) -> None:
-        """Draw bars of parameters per layer, before and after, and the totals, into a PNG.
+        """Draw parameters per layer, before and after, and the share left of each cost, as a PNG.
 
         Raises:
             ImportError: matplotlib is missing.
@@ -154,26 +151,36 @@ class ShrinkReport:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise ImportError('drawing needs matplotlib: pip install "dualprox[lab]"') from error
-        figure: Figure = Figure(figsize=(8, 2.2 + 0.3 * len(self.layers)), layout="constrained")
-        heights = [max(len(self.layers), 1), 1.5]
-        layers, totals = figure.subplots(2, 1, height_ratios=heights)
+        figure: Figure = Figure(figsize=(8, 3.4 + 0.3 * len(self.layers)), layout="constrained")
+        layers, totals = figure.subplots(2, 1, height_ratios=[len(self.layers) + 1, 5])
         names = [layer.name or "(model)" for layer in self.layers]
-        self._bars(
-            layers,
-            names,
-            [layer.parameters_before for layer in self.layers],
-            [layer.parameters_after for layer in self.layers],
-        )
+        before = [layer.parameters_before for layer in self.layers]
+        self._bars(layers, names, before, [layer.parameters_after for layer in self.layers])
         layers.set_xlabel("parameters")
-        layers.legend(loc="best", frameon=False)
-        before, after = self.before.parameters, self.after.parameters
-        self._bars(totals, ["whole model"], [before], [after])
-        totals.set_xlabel("parameters")
-        figure.suptitle("\n".join(self.totals()), fontsize=10)
+        shares = {name: 100 * new / old for name, (old, new) in self._pairs().items() if old}
+        self._bars(totals, list(shares), [100] * len(shares), list(shares.values()))
+        totals.set_xlabel("% of before")
+        figure.legend(*layers.get_legend_handles_labels(), loc="outside upper right", ncols=2)
+        figure.suptitle("\n".join(self.totals()), fontsize=9)
         write_png(Path(path), figure)
 
+    def _pairs(self) -> dict[str, tuple[float, float]]:
+        """Every cost known both before and after, by what it is called."""
+        pairs: dict[str, tuple[float, float]] = {
+            "parameters": (self.before.parameters, self.after.parameters),
+            "file size": (self.before.bytes, self.after.bytes),
+        }
+        if self.before.macs is not None and self.after.macs is not None:
+            pairs["MACs"] = (self.before.macs, self.after.macs)
+        for old, new in zip(self.before.latencies, self.after.latencies, strict=True):
+            if old.timing is not None and new.timing is not None:
+                pairs[f"latency, batch {old.batch_size}"] = (old.timing.median, new.timing.median)
+        return pairs
+
     @staticmethod
-    def _bars(axes: "Axes", names: list[str], before: list[int], after: list[int]) -> None:
+    def _bars(
+        axes: "Axes", names: list[str], before: Sequence[float], after: Sequence[float]
+    ) -> None:
         places = range(len(names))
         up, down = [place - 0.2 for place in places], [place + 0.2 for place in places]
         axes.barh(up, before, height=0.4, color=_GREY, label="before")
