@@ -41,6 +41,7 @@ from .penalties import (
 )
 from .shrink.attention import NarrowAttention
 from .shrink.export import export_program, load_slim, save_onnx, save_program, save_slim
+from .shrink.factorize import factorize, factorize_like
 from .shrink.measure import Cost, Latency, compare, measure
 from .shrink.plan import Plan, apply_plan
 from .shrink.report import LayerChange, ShrinkReport, report_of
@@ -114,6 +115,8 @@ __all__ = [
     "apply_plan",
     "compare",
     "export_program",
+    "factorize",
+    "factorize_like",
     "load_slim",
     "measure",
     "narrow_",
