@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,15 @@ from numpy.typing import NDArray
 from torch import fx
 from torch.fx.node import map_arg
 
-from .trace import Trace, described, operator, shapes_of
-from .units import RIGID, Ids, Units
+from .trace import Trace, described, is_random, operator, shapes_of
+from .units import Ids, Units, rigid
 from .values import Known, Value, pointwise
 
 Handler = Callable[..., Any]
 HANDLERS: dict[str, Handler] = {}
 
 # Floating point operations that torch does not mark as pointwise, and are.
-_COPIES = {"_to_copy", "to", "contiguous", "detach", "alias", "lift_fresh_copy", "clone", "dropout"}
-_COPIES |= {"alpha_dropout", "feature_dropout"}
+_COPIES = {"_to_copy", "to", "dropout", "alpha_dropout", "feature_dropout"}
 _POINTWISE = {"hardswish", "where", *_COPIES}
 _PLACEMENT = {"dtype", "layout", "device", "pin_memory", "memory_format"}
 # Constants that a network's code makes in the size it needs.
@@ -37,6 +37,21 @@ def handles(*operations: str) -> Callable[[Handler], Handler]:
         return handler
 
     return register
+
+
+@dataclass(frozen=True, eq=False)
+class Doubt:
+    """A place where a smaller network does not do what the larger one does.
+
+    Args:
+        node: of the larger network's graph.
+        reason: for the report.
+        axes: of the node's result, that must not change; None for all that it reads and writes.
+    """
+
+    node: fx.Node
+    reason: str
+    axes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,27 +84,33 @@ class Analysis:
 
     Args:
         trace: the network.
-        doubts: nodes whose reading of the axes must not change, with reasons; the proof that a
-            smaller network computes the same adds to them.
+        doubts: nodes of which axes must not change; the proof that a smaller network computes the
+            same adds to them.
         fold: whether channels of constant value may go into the bias of the layer that reads them.
     """
 
-    def __init__(self, trace: Trace, doubts: Mapping[fx.Node, str], fold: bool = True) -> None:
+    def __init__(self, trace: Trace, doubts: Mapping[fx.Node, Doubt], fold: bool = True) -> None:
         self.trace, self.doubts, self.fold = trace, doubts, fold
         self.units = Units()
         self.values: dict[fx.Node, Any] = {}
         self.products: list[Product] = []
         self.group_units: dict[fx.Node, Ids] = {}  # of grouped convolutions and GroupNorm
+        self.equal_parts: list[list[Ids]] = []  # of axes that are cut into so many equal parts
         self._named: dict[str, Value] = {}
         self._tensors: dict[int, Value] = {}
-        self._uses: dict[str, int] = {}
-        for node, source in trace.sources.items():
-            self.values[node] = self._placeholder(node)
-            if source.name:
-                self._uses[source.name] = len(node.users)
+        self._uses: dict[str, int] = {}  # of a tensor, by its first name
+        for node in trace.sources:
+            value = self.values[node] = self._placeholder(node)
+            if value.name:
+                self._uses[value.name] = self._uses.get(value.name, 0) + len(node.users)
+        for name, uses in self._uses.items():
+            if not uses:
+                self.pin(self._named[name], "the run never reads it")
         for node in trace.graph.nodes:
             if node.op == "call_function":
                 self.values[node] = self._call(node)
+            elif node.op == "get_attr":
+                self.values[node] = None
             elif node.op == "output":
                 for value in self._values_in(node.args):
                     self.pin(value, "it is an output of the network")
@@ -104,12 +125,16 @@ class Analysis:
         return self._named
 
     def owns_bias(self, weight: Value, bias: Value | None) -> bool:
-        """Whether weight and bias are those of one layer that is applied once, or it has none."""
+        """Whether weight and bias are those of one layer of torch that is applied once."""
         layer, _, leaf = weight.name.rpartition(".")
         if leaf != "weight" or self._uses.get(weight.name) != 1:
             return False
+        if sum(value is weight for value in self._named.values()) > 1:
+            return False  # tied
+        if bias is None:
+            return layer in self.trace.may_take_bias
         own = f"{layer}.bias".removeprefix(".")
-        return bias is None or (bias.name == own and self._uses.get(own) == 1)
+        return bias.name == own and self._uses.get(own) == 1
 
     def pin(self, value: Value, reason: str, axes: Any = None) -> None:
         """All units of these axes (default all) stay."""
@@ -134,7 +159,7 @@ class Analysis:
 
     def fresh(self, length: int) -> Ids:
         """Units of an axis; what has one index alone cannot lose it."""
-        return self.units.fresh(length) if length > 1 else np.full(length, RIGID, dtype=np.int64)
+        return self.units.fresh(length) if length > 1 else rigid(length)
 
     def _values_in(self, args: Any) -> list[Value]:
         found: list[Value] = []
@@ -151,19 +176,22 @@ class Analysis:
 
     def _call(self, node: fx.Node) -> Any:
         operation = operator(node)
-        args = map_arg(node.args, lambda n: self.values[n])
-        kwargs = map_arg(dict(node.kwargs), lambda n: self.values[n])
-        if operation == "getitem":
-            return args[0][args[1]]
-        if node in self.doubts:
+        args: Any = map_arg(node.args, lambda n: self.values[n])
+        kwargs: Any = map_arg(dict(node.kwargs), lambda n: self.values[n])
+        if node.target is getitem:
+            return getitem(*args)
+        doubt = self.doubts.get(node)
+        if doubt is not None and doubt.axes is None:
             for value in self._values_in((node.args, node.kwargs)):
-                self.pin(value, self.doubts[node])
+                self.pin(value, doubt.reason)
         handler = HANDLERS.get(operation)
         is_pointwise = operation in _POINTWISE or (
             isinstance(node.target, torch._ops.OpOverload)
             and torch.Tag.pointwise in node.target.tags
         )
-        if operation in _FACTORIES:
+        if is_random(node):
+            result = self.opaque(node)
+        elif operation in _FACTORIES:
             result = self._factory(node)
         elif handler is not None:
             result = handler(self, node, *args, **kwargs)
@@ -171,16 +199,16 @@ class Analysis:
             result = self._pointwise(node, operation, args, kwargs)
         else:
             result = self.opaque(node)
-        if node in self.doubts:
+        if doubt is not None:
             for value in result if isinstance(result, list) else [result]:
                 if value is not None:
-                    self.pin(value, self.doubts[node])
+                    self.pin(value, doubt.reason, doubt.axes)
         return self._evaluated(node, args, kwargs, result)
 
     def _evaluated(self, node: fx.Node, args: Any, kwargs: Any, result: Any) -> Any:
         """The result with its data, where it depends on parameters alone."""
         inputs = self._values_in((node.args, node.kwargs))
-        if not inputs or any(value.data is None for value in inputs):
+        if not inputs or any(value.data is None for value in inputs) or is_random(node):
             return result
         assert callable(node.target)
         with torch.no_grad():
@@ -215,7 +243,10 @@ class Analysis:
         large = any(v.data is not None and v.data.numel() > _SMALL for v in values)
         known = None
         if operation in _COPIES:
-            known = values[0].known
+            dtype = node.meta["val"].dtype
+            dtype = torch.float64 if dtype.is_floating_point else dtype
+            facts = values[0].known
+            known = None if facts is None else Known(facts.mask, facts.value.to(dtype))
         elif not large and not any(isinstance(number, Value) for number in numbers.values()):
             assert callable(node.target)
             known = pointwise(node.target, operation, args, numbers)
@@ -236,14 +267,19 @@ class Analysis:
                     found = value.ids[axis]
                 else:
                     self.units.same(found, value.ids[axis])
-            ids.append(np.full(length, RIGID, dtype=np.int64) if found is None else found)
+            ids.append(rigid(length) if found is None else found)
         return Value(shape, tuple(ids))
 
     def opaque(self, node: fx.Node) -> Any:
         """An operation that nobody has described: all that it reads stays."""
         for value in self._values_in((node.args, node.kwargs)):
             self.pin(value, f"{described(node)} reads it in a way unknown here")
-        results = [None if shape is None else Value.rigid(shape) for shape in shapes_of(node)]
+        results: list[Value | None] = []
+        for shape in shapes_of(node):
+            made = None if shape is None else Value(shape, tuple(map(self.fresh, shape)))
+            if made is not None:
+                self.pin(made, f"{described(node)} makes it in a way unknown here")
+            results.append(made)
         several = isinstance(node.meta.get("val"), tuple | list)
         return results if several else results[0]
 

@@ -1,21 +1,23 @@
 """The largest removal that the graph allows and a new trace proves."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from . import layers, moves
-from .analysis import Analysis
+from . import layers, moves, products, recurrent
+from .analysis import Analysis, Doubt
 from .inputs import Inputs
 from .plan import Plan, apply_plan, widen
-from .prove import Doubt, compare, where_it_failed
+from .products import shifts_of
+from .prove import compare, where_it_failed
 from .trace import ShrinkError, Trace, layer_of
 from .units import Ids, Removal
 from .widths import new_widths
 
-assert layers and moves  # they register what operations do
+assert layers and moves and products and recurrent  # they register what operations do
 _MOST_DOUBTS = 50
 
 
@@ -43,10 +45,14 @@ class Compaction:
         fold: bool = True,
         trace: Trace | None = None,
     ) -> None:
-        self.dense = model if trace is not None else widen(copy.deepcopy(model)).eval()
+        try:
+            self.dense = model if trace is not None else widen(copy.deepcopy(model)).eval()
+        except Exception as error:  # whatever an object that the model holds says to that
+            reason = f"{type(error).__name__}: {error}"
+            raise ShrinkError(f"{type(model).__name__} cannot be copied: {reason}") from error
         self.inputs, self.round_to, self.fold = inputs, round_to, fold
         self.trace = Trace(self.dense, inputs) if trace is None else trace
-        self.doubts: dict[fx.Node, str] = {}
+        self.doubts: dict[fx.Node, Doubt] = {}
         self.modules = dict(self.dense.named_modules())
         for _ in range(_MOST_DOUBTS):
             self.analysis = Analysis(self.trace, self.doubts, fold)
@@ -58,7 +64,8 @@ class Compaction:
             self._note(doubt)
         else:
             for node in self.trace.calls:
-                self.doubts.setdefault(node, "no smaller network could be proven to be the same")
+                reason = "no smaller network could be proven to be the same"
+                self.doubts[node] = Doubt(node, reason)
             self.analysis = Analysis(self.trace, self.doubts, fold)
             self.removal = self._settle()
             self.plan = self._plan()
@@ -69,6 +76,14 @@ class Compaction:
         while True:
             removal = units.solve()
             changed = False
+            for parts in self.analysis.equal_parts:
+                longest = max(len(removal.kept(ids)) for ids in parts)
+                for ids in parts:
+                    gone = ids[removal.removed[ids]]
+                    if len(ids) - len(gone) < longest:
+                        why = "the code cuts the axis into equal parts, and more of another is live"
+                        units.pin(gone[: longest - len(ids) + len(gone)], why)
+                        changed = True
             for value in self.analysis.tensors.values():
                 for ids in value.ids:
                     gone = np.flatnonzero(removal.removed[ids])
@@ -95,6 +110,8 @@ class Compaction:
             }
             if axes:
                 keep[name] = axes
+        if not keep:
+            return Plan()
         modules = {name: self.modules[name] for name in self.modules if name}
         modules[""] = self.dense
         attention = [
@@ -112,15 +129,13 @@ class Compaction:
         """Name of a layer -> what is added to the bias of its outputs, all of them, float64."""
         found = {}
         for product in self.analysis.products:
-            if not product.foldable:
+            if not product.foldable or np.isnan(product.constants).all():
                 continue
             constants = np.nan_to_num(product.constants)
-            gone = self.removal.removed[product.inputs] & (constants != 0)
-            if gone.any():
-                sums = product.matrix.detach().double().sum(-1)
-                shift = torch.from_numpy(np.where(gone, constants, 0.0)).to(sums.device)
-                layer = product.weight.name.rpartition(".")[0]
-                found[layer] = torch.einsum("goi,gi->go", sums, shift).flatten()
+            gone = self.removal.removed[product.inputs]
+            shifts = shifts_of(product.matrix, np.where(gone, constants, 0.0)).reshape(-1)
+            if shifts[self.removal.kept(product.outputs.flatten())].any():
+                found[product.weight.name.rpartition(".")[0]] = torch.from_numpy(shifts)
         return found
 
     def kept_outputs(self, layer: str) -> Ids:
@@ -145,15 +160,22 @@ class Compaction:
                 self._note(Doubt(node, reason))
             fresh = fresh or [node for node in self.trace.calls if node not in self.doubts]
             return Doubt(fresh[0], reason) if fresh else None
-        return compare(self.analysis, self.removal, trace)
+        biases = [f"{layer}.bias".removeprefix(".") for layer in self.plan.biases]
+        return compare(self.analysis, self.removal, trace, biases)
 
     def _note(self, doubt: Doubt) -> None:
-        """Remember a doubt, and the same about other layers that run the same line of code."""
-        if doubt.node in self.doubts:
+        """Remember a doubt; if it is not new, doubt more than its place."""
+        known = self.doubts.get(doubt.node)
+        if known is None:
+            self.doubts[doubt.node] = doubt
+        elif known.axes is not None:
+            more = None if doubt.axes is None else {*doubt.axes} - {*known.axes}
+            axes = (*known.axes, *more) if more else None
+            self.doubts[doubt.node] = replace(doubt, axes=axes)
+        else:
             # What it reads stays already, and it still differs: all of its layer stays.
             layer = layer_of(doubt.node)
             inside = [n for n in self.trace.calls if layer_of(n).startswith(layer)]
             fresh = [node for node in inside if node not in self.doubts] or self.trace.calls
             for node in fresh:
-                self.doubts.setdefault(node, doubt.reason)
-        self.doubts[doubt.node] = doubt.reason
+                self.doubts[node] = Doubt(node, doubt.reason)

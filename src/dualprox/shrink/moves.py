@@ -8,8 +8,8 @@ import torch
 from torch import fx
 
 from .analysis import Analysis, handles
-from .trace import described, shapes_of
-from .units import RIGID, Grid, Ids
+from .trace import described, operator, shapes_of
+from .units import RIGID, Grid, Ids, rigid
 from .values import Known, Value, mapped
 
 
@@ -51,11 +51,11 @@ def _merge(a: Analysis, ids: list[Ids], reason: str) -> Ids:
 def _split(a: Analysis, flat: Ids, shape: tuple[int, ...], reason: str) -> list[Ids]:
     """The units of the axes of a grid into which a flat axis is cut."""
     grid = flat.reshape(shape)
-    rigid = [np.full(n, RIGID, dtype=np.int64) for n in shape]
+    rest = [rigid(n) for n in shape]
     for axis in range(len(shape)):
         first = grid[tuple(slice(None) if i == axis else 0 for i in range(len(shape)))]
         if (grid == _spread(first, axis, shape)).all():
-            return [first if i == axis else rigid[i] for i in range(len(shape))]
+            return [first if i == axis else rest[i] for i in range(len(shape))]
     axes = tuple(a.units.fresh(n) for n in shape)
     a.units.rules.append(Grid(grid, axes, reason))
     return list(axes)
@@ -68,7 +68,7 @@ def reshape(a: Analysis, node: fx.Node, x: Value, *_: Any, **__: Any) -> Value:
     assert shape is not None
     if 0 in shape:
         return Value.rigid(shape)
-    ids: list[Ids] = [np.full(n, RIGID, dtype=np.int64) for n in shape]
+    ids: list[Ids] = [rigid(n) for n in shape]
     reason = f"{described(node)} cuts or joins axes, and a slice of them has other live entries"
     for own, other in factors(x.shape, shape):
         sides = [x.ids[i] for i in own]
@@ -119,7 +119,7 @@ def expand(a: Analysis, node: fx.Node, x: Value, *_: Any, **__: Any) -> Value:
     shape = shapes_of(node)[0]
     assert shape is not None
     new = len(shape) - len(x.shape)
-    ids = [np.full(n, RIGID, dtype=np.int64) for n in shape]
+    ids = [rigid(n) for n in shape]
     for axis, own in enumerate(x.ids):
         if x.shape[axis] == shape[axis + new]:
             ids[axis + new] = own
@@ -133,11 +133,11 @@ def repeat(a: Analysis, node: fx.Node, x: Value, times: list[int]) -> Value:
     shape = shapes_of(node)[0]
     assert shape is not None
     new = len(shape) - len(x.shape)
-    ids = [np.full(n, RIGID, dtype=np.int64) for n in shape]
+    ids = [rigid(n) for n in shape]
     for axis, own in enumerate(x.ids):
         ids[axis + new] = np.tile(own, times[axis + new])
     for axis in range(new):
-        ids[axis] = np.full(shape[axis], RIGID, dtype=np.int64)
+        ids[axis] = rigid(shape[axis])
     return Value(shape, tuple(ids))
 
 
@@ -190,7 +190,7 @@ def stack(a: Analysis, node: fx.Node, tensors: list[Value], dim: int = 0) -> Val
         for first, other in zip(tensors[0].ids, tensor.ids, strict=True):
             a.units.same(first, other)
     ids = list(tensors[0].ids)
-    ids.insert(dim, np.full(len(tensors), RIGID, dtype=np.int64))
+    ids.insert(dim, rigid(len(tensors)))
     return Value(shape, tuple(ids))
 
 
@@ -206,13 +206,14 @@ def _cut(x: Value, dim: int, start: int, length: int) -> Value:
 @handles("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
 def split(a: Analysis, node: fx.Node, x: Value, _: Any, dim: int = 0) -> list[Value]:
     """Runs of indices along an axis; whether the code cuts a shorter axis alike, the proof sees."""
-    del a
     dim %= len(x.shape)
     parts, start = [], 0
     for shape in shapes_of(node):
         assert shape is not None
         parts.append(_cut(x, dim, start, shape[dim]))
         start += shape[dim]
+    if len({len(part.ids[dim]) for part in parts}) == 1:
+        a.equal_parts.append([part.ids[dim] for part in parts])
     return parts
 
 
@@ -245,7 +246,10 @@ def slice_(
 def select(a: Analysis, node: fx.Node, x: Value, dim: int, index: int) -> Value:
     """One index along an axis, which has to stay."""
     dim %= len(x.shape)
-    a.units.pin(x.ids[dim][[index]], f"{described(node)} reads it by its index")
+    if x.data is None:
+        a.units.pin(x.ids[dim][[index]], f"{described(node)} reads it by its index")
+    else:
+        a.pin(x, f"{described(node)} reads one by its index, other inputs may read others", [dim])
     shape = shapes_of(node)[0]
     assert shape is not None
     known = x.known
@@ -262,6 +266,36 @@ def unbind(a: Analysis, node: fx.Node, x: Value, dim: int = 0) -> list[Value]:
     a.pin(x, f"{described(node)} reads each by its index", [dim])
     rest = tuple(ids for i, ids in enumerate(x.ids) if i != dim)
     return [Value(shape, rest) for shape in shapes_of(node) if shape is not None]
+
+
+@handles("roll")
+def roll(a: Analysis, node: fx.Node, x: Value, _: Any, dims: list[int] | None = None) -> Value:
+    """Indices change places in circles, which depend on the axis's length."""
+    a.pin(x, f"{described(node)} moves all along the axis", dims or None)
+    return Value(x.shape, x.ids)
+
+
+@handles("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
+def interleave(a: Analysis, node: fx.Node, x: Value, factor: int) -> Value:
+    """Channels into space or back, or from (groups, each) to (each, groups)."""
+    shape = shapes_of(node)[0]
+    assert shape is not None
+    axis = 1 if len(x.shape) == 4 else len(x.shape) - 3
+    ids = x.ids[axis]
+    if operator(node) == "channel_shuffle":
+        axes = a.units.fresh(factor), a.units.fresh(len(ids) // factor)
+        a.units.pin(axes[0], f"{described(node)} has so many groups")
+        reason = f"{described(node)} takes one of each group in turn"
+        a.units.rules.append(Grid(ids.reshape(factor, -1), axes, reason))
+        ids = ids.reshape(factor, -1).T.reshape(-1)
+    elif operator(node) == "pixel_shuffle":
+        grid = ids.reshape(-1, factor**2)
+        a.units.same(np.repeat(grid[:, :1], factor**2, 1), grid)
+        ids = grid[:, 0].copy()
+    else:
+        ids = np.repeat(ids, factor**2)
+    space = (*(rigid(n) for n in shape[axis + 1 :]),)
+    return Value(shape, (*x.ids[:axis], ids, *space))
 
 
 @handles("flip")
@@ -293,7 +327,7 @@ def pad(
     for axis in range(len(shape)):
         if shape[axis] != x.shape[axis]:
             a.pin(x, f"{described(node)} pads its axis", [axis])
-            ids[axis] = np.full(shape[axis], RIGID, dtype=np.int64)
+            ids[axis] = rigid(shape[axis])
     filled = 0.0
     if not isinstance(mode, str):  # constant_pad_nd(x, amounts, value)
         filled = float(mode or 0.0)

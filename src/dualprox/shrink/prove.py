@@ -5,55 +5,50 @@ has the very shape that is left, and if those that pick indices pick the same on
 compute the same. Where this fails, the place is returned, and the channels read there stay.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from operator import getitem
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
-from .analysis import Analysis
-from .trace import Trace, described, layer_of, lines_of, operator, shapes_of
+from .analysis import Analysis, Doubt
+from .trace import Trace, arguments, described, layer_of, lines_of, operator, shapes_of
 from .units import Removal
 from .values import Value
 
-# Arguments that are lengths of axes: their place among an operation's arguments. That the result
-# has the right shape is what matters.
-_LENGTHS = {
-    "view": 1, "_unsafe_view": 1, "reshape": 1, "expand": 1, "unflatten": 2,
-    "zeros": 0, "ones": 0, "full": 0, "new_zeros": 1, "new_ones": 1, "new_full": 1,
-    "split": 1, "split_with_sizes": 1, "group_norm": 1, "conv1d": 6, "conv2d": 6, "conv3d": 6,
-    "conv_transpose1d": 6, "conv_transpose2d": 6, "conv_transpose3d": 6, "instance_norm": -1,
-}  # fmt: skip
+# Arguments that are lengths of axes. That the result has the right shape is what matters.
+_LENGTHS = {"size", "sizes", "shape", "split_size", "split_sizes", "normalized_shape"}
+_LENGTHS |= {"groups", "num_groups", "group", "N", "C", "HxW"}
+# Operations that cut or join axes, where a fixed length would be written.
+_CUTTING = {"view", "reshape", "unflatten", "split", "split_with_sizes", "slice", "select"}
+_Difference = tuple[str, tuple[int, ...] | None]  # what is different, and in which axes
 
 
-@dataclass(frozen=True, eq=False)
-class Doubt:
-    """A place where the smaller network does not do what the larger one does.
-
-    Args:
-        node: of the larger network's graph.
-        reason: for the report.
-    """
-
-    node: fx.Node
-    reason: str
-
-
-def compare(analysis: Analysis, removal: Removal, slim: Trace) -> Doubt | None:
+def compare(
+    analysis: Analysis, removal: Removal, slim: Trace, biases: Collection[str] = ()
+) -> Doubt | None:
     """The first operation that differs; None if the smaller network is proven to be the larger.
 
     Args:
         analysis: of the larger network.
         removal: what was removed from it.
         slim: the smaller network.
+        biases: names of biases that it has and the larger does not.
     """
     large = analysis.trace
     pairs: dict[fx.Node, fx.Node] = {}
     named = {source.name: node for node, source in slim.sources.items() if source.name}
     inputs = iter([n for n, s in slim.sources.items() if not s.name and s.tensor is None])
     constants = iter([n for n, s in slim.sources.items() if not s.name and s.tensor is not None])
+    allowed = {named[name] for name in biases if name in named}
+    branches = iter(slim.branches.items())
+    for node, branch in large.branches.items():
+        other, code = next(branches, (node, None))
+        if code is None or code.code != branch.code:
+            return Doubt(next(iter(node.users)), "a branch of the code has changed")
+        pairs[node] = other
     for node, source in large.sources.items():
         if source.name:
             if node.users and source.name not in named:
@@ -73,9 +68,10 @@ def compare(analysis: Analysis, removal: Removal, slim: Trace) -> Doubt | None:
         if place >= len(slim.calls):
             return Doubt(node, "the smaller network does not run it")
         other = slim.calls[place]
-        reason = _difference(analysis, removal, node, other, pairs)
-        if reason is not None:
-            return Doubt(node, f"{described(node)} {reason}")
+        found = _difference(analysis, removal, node, other, pairs, allowed)
+        if found is not None:
+            reason, axes = found
+            return Doubt(node, f"{described(node)} {reason}", axes)
         pairs[node] = other
     if len(slim.calls) > len(calls):
         return Doubt(calls[-1], "the smaller network runs other operations")
@@ -88,39 +84,55 @@ def _difference(
     node: fx.Node,
     other: fx.Node,
     pairs: dict[fx.Node, fx.Node],
-) -> str | None:
+    new_biases: set[fx.Node],
+) -> _Difference | None:
     """What the two do differently; None if nothing."""
-    operation = operator(node)
-    if node.target != other.target:
-        return f"becomes {operator(other)}"
-    if operation == "getitem":
-        return None if _alike(node.args, other.args, pairs) else "reads another operand"
-    values = analysis.values[node]
-    for value, found in zip(
-        values if isinstance(values, list) else [values], shapes_of(other), strict=True
-    ):
-        if value is None or found is None:
-            continue
-        wanted = tuple(len(removal.kept(ids)) for ids in value.ids)
-        if wanted != found:
-            return f"gives shape {found} where {wanted} is left"
-    if operation in ("slice", "select"):
+    if _kind(node) != _kind(other):
+        return f"becomes {operator(other)}", None
+    if node.target is not getitem:
+        found = _other_shape(analysis, removal, node, other)
+        if found is not None:
+            return found
+    if operator(node) in ("slice", "select"):
         return _other_indices(analysis, removal, node, other)
-    length = _LENGTHS.get(operation)
-    mine, theirs = list(node.args), list(other.args)
-    if operation in ("layer_norm", "rms_norm", "native_group_norm"):
-        mine, theirs = _operands(mine), _operands(theirs)
-    if length is not None and len(mine) == len(theirs) and len(mine) > length:
-        del mine[length], theirs[length]
+    if operator(node) in ("group_norm", "native_group_norm"):
+        groups = len(removal.kept(analysis.group_units[node]))
+        theirs = arguments(other)
+        if theirs.get("num_groups", theirs.get("group")) != groups:
+            return f"has another number of groups than {groups}", None
+    mine, theirs = arguments(node), arguments(other)
+    for name in mine.keys() & _LENGTHS:
+        del mine[name], theirs[name]
+    if mine.get("bias") is None and theirs.get("bias") in new_biases:
+        theirs["bias"] = None
     if not _alike(mine, theirs, pairs):
-        return "reads other operands or numbers, which depend on a width"
-    if not _alike(dict(node.kwargs), dict(other.kwargs), pairs):
-        return "reads other operands or numbers, which depend on a width"
+        return "reads other operands or numbers, which depend on a width", None
     return None
 
 
-def _operands(args: list[Any]) -> list[Any]:
-    return [arg for arg in args if isinstance(arg, fx.Node | float)]
+def _kind(node: fx.Node) -> Any:
+    """What a node does, whether or not in place in memory."""
+    return "view" if operator(node) in ("view", "_unsafe_view", "reshape") else node.target
+
+
+def _other_shape(
+    analysis: Analysis, removal: Removal, node: fx.Node, other: fx.Node
+) -> _Difference | None:
+    values, shapes = analysis.values[node], shapes_of(other)
+    values = values if isinstance(values, list) else [values]
+    if len(values) != len(shapes):
+        return f"gives {len(shapes)} parts instead of {len(values)}", None
+    for value, found in zip(values, shapes, strict=True):
+        if value is None or found is None:
+            continue
+        wanted = tuple(len(removal.kept(ids)) for ids in value.ids)
+        if wanted == found:
+            continue
+        # An axis that is as long as ever has its length in the code.
+        fixed = [i for i, n in enumerate(value.shape) if found[i : i + 1] == (n,) != (wanted[i],)]
+        axes = tuple(fixed) if len(values) == 1 and fixed else None
+        return f"gives shape {found} where {wanted} is left", axes
+    return None
 
 
 def _alike(mine: Any, theirs: Any, pairs: dict[fx.Node, fx.Node]) -> bool:
@@ -141,15 +153,15 @@ def _alike(mine: Any, theirs: Any, pairs: dict[fx.Node, fx.Node]) -> bool:
 
 def _other_indices(
     analysis: Analysis, removal: Removal, node: fx.Node, other: fx.Node
-) -> str | None:
+) -> _Difference | None:
     """Whether a slice or select with its own numbers picks what is left of the same indices."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
     value = analysis.values[source]
     assert isinstance(value, Value)
-    dim = _argument(node, 1, 0) % len(value.shape)
-    if _argument(other, 1, 0) % len(value.shape) != dim:
-        return "picks along another axis"
+    dim = arguments(node)["dim"] % len(value.shape)
+    if arguments(other)["dim"] % len(value.shape) != dim:
+        return "picks along another axis", None
     ids = value.ids[dim]
     stays = ~removal.removed[ids]
     place = np.cumsum(stays) - 1  # where an index is in the smaller network
@@ -157,21 +169,15 @@ def _other_indices(
     mine, theirs = _picked(node, before), _picked(other, after)
     if np.array_equal(place[mine][stays[mine]], theirs):
         return None
-    return "picks channels by fixed indices"
+    return "picks channels by fixed indices", None
 
 
 def _picked(node: fx.Node, indices: Any) -> Any:
+    given = arguments(node)
     if operator(node) == "select":
-        index = _argument(node, 2, 0)
+        index = given["index"]
         return indices[[index]] if -len(indices) <= index < len(indices) else indices[:0]
-    return indices[slice(_argument(node, 2, None), _argument(node, 3, None), _argument(node, 4, 1))]
-
-
-def _argument(node: fx.Node, place: int, default: Any) -> Any:
-    if len(node.args) > place:
-        return node.args[place]
-    names = {1: "dim", 2: "start", 3: "end", 4: "step"}
-    return node.kwargs.get(names[place], default)
+    return indices[slice(given["start"], given["end"], given["step"])]
 
 
 def where_it_failed(trace: Trace, slim: Any, error: BaseException) -> list[fx.Node]:
@@ -191,8 +197,7 @@ def where_it_failed(trace: Trace, slim: Any, error: BaseException) -> list[fx.No
         at_line = [n for n in inside if lines_of(n)[-1:] and lines_of(n)[-1] in lines]
         if at_line:
             return at_line
-        cutting = {*_LENGTHS, "slice", "select"}
-        own = [n for n in inside if layer_of(n) == layer and operator(n) in cutting]
+        own = [n for n in inside if layer_of(n) == layer and operator(n) in _CUTTING]
         if own or inside:
             return own or inside
     return []

@@ -42,9 +42,10 @@ def require_same(
             runs.append(example.at_random(torch.Generator().manual_seed(seed)))
         for place, run in enumerate(runs):
             ours, theirs = _outputs(first, run), _outputs(second, run)
-            if ours is None and place:
+            if ours is None:
+                if run is inputs:
+                    raise ShrinkError(f"{type(model).__name__} does not run on the example input")
                 continue  # the network refuses made-up inputs
-            assert ours is not None
             apart = torch.inf if theirs is None else largest_difference(ours, theirs)
             if place == 0 and number == 0:
                 own = apart
@@ -78,6 +79,8 @@ def _widened(
         )
         outputs = _outputs(first, wide)
     except RuntimeError:
+        return None
+    if all(output.dtype == torch.float64 for output in _outputs(model, inputs) or []):
         return None
     if not outputs or any(output.dtype != torch.float64 for output in outputs):
         return None

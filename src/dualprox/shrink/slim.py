@@ -89,7 +89,7 @@ def slimmed(model: nn.Module, found: Compaction) -> nn.Module:
             bias = slim.get_submodule(layer).bias
             assert isinstance(bias, torch.Tensor)
             kept = found.kept_outputs(layer)
-            bias.add_(shift[torch.from_numpy(kept).to(shift.device)].to(bias.dtype))
+            bias.copy_(bias.double() + shift[torch.from_numpy(kept)].to(bias.device))
     return slim
 
 

@@ -8,16 +8,21 @@ read off autograd misses reads by integer index, constants and recurrent layers.
 import re
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
+from torch.nn.modules.conv import _ConvNd
 
 from .inputs import Inputs
 
 
 class ShrinkError(RuntimeError):
     """A network that cannot be shrunk, or one that would not compute the same afterwards."""
+
+
+_COPIES = {"clone", "contiguous", "alias", "detach", "lift_fresh_copy"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,17 @@ class Trace:
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
         self.graph = exported.graph
+        # The graph is free of side effects: a copy is what it copies, and what nobody reads is
+        # nothing. Whether torch makes a copy depends on lengths.
+        for node in reversed(self.graph.nodes):
+            if node.op != "call_function":
+                continue
+            if operator(node) in _COPIES:
+                source = node.args[0]
+                assert isinstance(source, fx.Node)
+                node.replace_all_uses_with(source)
+            if not node.users:
+                self.graph.erase_node(node)
         self.sources: dict[fx.Node, Source] = {}
         specs = exported.graph_signature.input_specs
         placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
@@ -75,6 +91,20 @@ class Trace:
                 self.sources[node] = Source("", constant)
             else:
                 self.sources[node] = Source("", None)
+
+        # Layers that read a bias as soon as they have one.
+        self.may_take_bias = {
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | _ConvNd)
+            and type(module).__module__.startswith("torch.nn.")
+        }
+        self.branches: dict[fx.Node, fx.GraphModule] = {}  # of `torch.cond` and its kin
+        for node in self.graph.nodes:
+            if node.op == "get_attr":
+                branch = getattr(exported.graph_module, str(node.target))
+                assert isinstance(branch, fx.GraphModule)
+                self.branches[node] = branch
 
     @property
     def calls(self) -> list[fx.Node]:
@@ -108,6 +138,26 @@ def operator(node: fx.Node) -> str:
         return getattr(node.target, "__name__", str(node.target))
     namespace, name = node.target._schema.name.split("::")
     return name if namespace == "aten" else f"{namespace}::{name}"
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The node's arguments by their names, with what is left out at its default."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {**{str(place): arg for place, arg in enumerate(node.args)}, **node.kwargs}
+    given = iter(node.args)
+    found = {}
+    for argument in node.target._schema.arguments:
+        default = node.kwargs.get(argument.name, argument.default_value)
+        found[argument.name] = default if argument.kwarg_only else next(given, default)
+    return found
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether the node draws random numbers; dropout in evaluation does not."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    drawn = torch.Tag.nondeterministic_seeded in node.target.tags
+    return drawn and bool(arguments(node).get("train", True))
 
 
 def described(node: fx.Node) -> str:

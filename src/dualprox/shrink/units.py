@@ -18,6 +18,11 @@ Mask = NDArray[np.bool_]
 RIGID = 0  # the unit that always stays
 
 
+def rigid(length: int) -> Ids:
+    """Units of an axis of which nothing can go."""
+    return np.full(length, RIGID, dtype=np.int64)
+
+
 class Rule(ABC):
     """A reason why units stay."""
 
@@ -47,7 +52,10 @@ class Read(Rule):
     def kept(self, removed: Mask) -> Ids:
         """See `Rule.kept`."""
         live = ~removed[self.outputs]
-        needed = np.stack([part[rows].any(0) for part, rows in zip(self.reads, live, strict=True)])
+        if len(live) == 1:
+            needed = self.reads[:, live[0]].any(1)
+        else:
+            needed = (self.reads & live[:, :, None]).any(1)
         return self.inputs[needed & removed[self.inputs]]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .units import RIGID, Ids
+from .units import RIGID, Ids, rigid
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Value:
     @staticmethod
     def rigid(shape: Sequence[int]) -> "Value":
         """A tensor of which nothing can go."""
-        return Value(tuple(shape), tuple(np.full(n, RIGID, dtype=np.int64) for n in shape))
+        return Value(tuple(shape), tuple(rigid(n) for n in shape))
 
     def is_rigid(self) -> bool:
         """Whether nothing of it can go."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -37,7 +37,7 @@ def new_widths(
     for name, module in modules.items():
         own = {
             leaf: shapes[path]
-            for leaf in ("weight", "running_mean", "weight_ih_l0", "weight_hh_l0")
+            for leaf in ("weight", "running_mean", "weight_ih_l0")
             if (path := f"{name}.{leaf}".removeprefix(".")) in shapes
         }
         values = dict(_typed(module, own, groups.get(name)))
@@ -58,8 +58,11 @@ def _typed(
 ) -> Iterator[tuple[str, Any]]:
     weight = shapes.get("weight")
     if isinstance(module, nn.RNNBase) and "weight_ih_l0" in shapes:
-        yield "input_size", shapes["weight_ih_l0"][1]
-        yield "hidden_size", shapes["weight_hh_l0"][1]
+        rows, inputs = shapes["weight_ih_l0"]
+        yield "input_size", inputs
+        weight = module.weight_ih_l0
+        assert isinstance(weight, Tensor)
+        yield "hidden_size", module.hidden_size * rows // weight.shape[0]
     elif isinstance(module, nn.GroupNorm) and weight and groups:
         yield "num_groups", groups
         yield "num_channels", weight[0]
