@@ -11,8 +11,8 @@ def network(dead: int) -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 24), nn.ReLU(), nn.Linear(24, 3)).eval()
     with torch.no_grad():
-        model[2].weight[:] = torch.arange(1.0, 25.0)  # the later, the stronger
-        model[2].weight[:, -dead:] = 0.0
+        model.get_parameter("2.weight")[:] = torch.arange(1.0, 25.0)  # the later, the stronger
+        model.get_parameter("2.weight")[:, -dead:] = 0.0
     return model
 
 
@@ -31,9 +31,9 @@ def test_the_weakest_live_channels_go_only_if_asked_to() -> None:
     kept = dp.Plan.from_dict(dp.report_of(slim).plan).keep["2.weight"][1]
     assert kept == tuple(range(1, 17))
     with torch.no_grad():
-        wanted = nn.functional.linear(
-            torch.relu(model[0](x))[:, 1:17], model[2].weight[:, 1:17], model[2].bias
-        )
+        hidden = torch.relu(model[0](x))[:, 1:17]
+        readers, bias = model.get_parameter("2.weight")[:, 1:17], model.get_parameter("2.bias")
+        wanted = nn.functional.linear(hidden, readers, bias)
         torch.testing.assert_close(slim(x), wanted)
         apart = float((slim(x) - model(x)).abs().max())
     assert dp.report_of(slim).max_abs_diff == pytest.approx(apart, rel=1e-5)

@@ -91,7 +91,7 @@ def test_names_and_indices_map_back_through_two_plans() -> None:
     groups = dp.param_groups(model, dp.GroupLasso(0.1), coupled=True, example_input=x)
     opt = dp.RMDA(groups, lr=0.01)
     with torch.no_grad():
-        model[2].weight[:, [0, 5]] = 0.0
+        model.get_parameter("2.weight")[:, [0, 5]] = 0.0
     first, plan = dp.shrink_training(model, opt, x)
     with torch.no_grad():
         first.get_parameter("2.weight")[:, [0, 6]] = 0.0  # channels 1 and 8 of the first network
@@ -112,6 +112,7 @@ def test_schedule_and_monitor_go_on() -> None:
     opt = dp.RMDA(groups, lr=0.5, momentum=0.5)
     stages = dp.StageSchedule(opt, milestones=[4, 8], gamma=0.1)
     monitor = dp.StructureMonitor(opt)
+    record = monitor.update()
     for epoch in range(1, 13):
         for _ in range(8):
             opt.zero_grad()
