@@ -13,7 +13,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-SOURCES = ("steps.cpp", "newton.h", "passes.h")
+SOURCES = ("steps.cpp", "newton.h", "passes.h", "room.h")
 _FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden"),
     # Licence to vectorize square roots and choices; sums keep their order.

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 
 #define INLINE inline __attribute__((always_inline))
 // No iteration of the next loop writes what another one reads.
@@ -100,7 +101,22 @@ struct Pointers {
   float *first, *second, *anchor;  // V U W0 | V - W0 | m | m v
 };
 
+constexpr i64 kLanes = 16;       // columns are filled up to a multiple of this
+constexpr i64 kStrip = 64;       // columns of a strip
+constexpr i64 kClose = 16;       // rows of a strip that stay in the nearest cache
+constexpr i64 kAhead = 4;        // rows that are fetched ahead
+constexpr i64 kPart = 8 * 1024;  // least entries of a part of a tile, if it has so many
+
+// Some whole groups of a tile, in whole strips.
+struct Part {
+  i64 column, columns, group, groups;
+};
+
 // Rows of adjacent columns that hold whole groups, or one long run folded into rows.
+//
+// What is kept of a tile lies in strips of kStrip columns, the last one narrower: of each strip
+// every row's a and, with a metric, its d. So a part is swept without gaps, and by itself, so that
+// it stays in cache until its norms are found.
 struct Tile {
   i64 base;    // place of the first entry
   i64 rows;    // full rows, `stride` apart
@@ -111,7 +127,27 @@ struct Tile {
   i64 groups() const { return width / inner; }
   i64 all_rows() const { return rows + (tail > 0); }
   i64 columns(i64 row) const { return row < rows ? width : tail; }
-  i64 stored(Method m) const { return has_metric(m) ? 2 * width : width; }  // floats of a row
+  i64 lanes() const { return (width + kLanes - 1) / kLanes * kLanes; }
+
+  i64 strip(i64 column) const { return std::min(kStrip, lanes() - column); }
+
+  // Where a row of the strip that begins at `column` is kept.
+  template <Method M>
+  i64 place(i64 column, i64 row) const {
+    return (column * all_rows() + row * strip(column)) * (has_metric(M) ? 2 : 1);
+  }
+
+  Part whole() const { return {0, width, 0, groups()}; }
+  i64 part_columns() const {
+    const i64 least = std::lcm(inner, kStrip), entries = least * all_rows();
+    return least * std::max<i64>(1, (kPart + entries - 1) / entries);
+  }
+  i64 parts() const { return (width + part_columns() - 1) / part_columns(); }
+  Part part(i64 number) const {
+    const i64 column = number * part_columns();
+    const i64 columns = std::min(part_columns(), width - column);
+    return {column, columns, column / inner, columns / inner};
+  }
 };
 
 constexpr int kSums = 4;  // of every column
@@ -126,13 +162,24 @@ enum Pass {
   kFree      // the same, without any penalty
 };
 
+// Adds p^2, q p^2, q^2 p^2 and q^3 p^2.
+INLINE void sum_powers(float a, float d, float r, float t, float& total, float& rise, float& bend,
+                       float& twist) {
+  const float inverse = 1.0f / (d * r + t), p = a * inverse, q = d * inverse;
+  const float square = p * p, slope = q * square, curve = q * slope;
+  total += square;
+  rise += slope;
+  bend += curve;
+  twist += q * curve;
+}
+
 // One row of n entries from `at` on. Where the metric is a number it is divided out, and only a^2
-// is summed. `stored` has room for a and d of a row; kGather fills it. Without it a and d are
-// computed anew.
+// is summed, else kSums numbers `lanes` apart. `stored` has room for a and, `strip` further, d;
+// kGather fills it. Without it a and d are computed anew.
 template <Method M, class T, Pass kPass, bool kStores>
-INLINE void pass_row(const Pointers<T> x, const Step s, i64 at, i64 n, i64 width,
+INLINE void pass_row(const Pointers<T> x, const Step s, i64 at, i64 n, i64 lanes,
                      const float* __restrict r, const float* __restrict t,
-                     float* __restrict stored, float* __restrict sums) {
+                     float* __restrict stored, i64 strip, float* __restrict sums) {
   constexpr bool kWhole = kPass == kEntries || kPass == kFree;
   constexpr bool kUpdates = kPass == kGather || kWhole;
   constexpr bool kMoves = kPass == kSpread || kWhole;
@@ -147,7 +194,7 @@ INLINE void pass_row(const Pointers<T> x, const Step s, i64 at, i64 n, i64 width
     float a, d = 1.0f;
     if (kReads) {
       a = stored[j];
-      if (has_metric(M)) d = stored[width + j];
+      if (has_metric(M)) d = stored[strip + j];
     } else {
       float linear = first[j], square = has_metric(M) ? second[j] : 0.0f;
       if (kUpdates) {
@@ -168,23 +215,19 @@ INLINE void pass_row(const Pointers<T> x, const Step s, i64 at, i64 n, i64 width
       }
       if (kStores) {
         stored[j] = a;
-        if (has_metric(M)) stored[width + j] = d;
+        if (has_metric(M)) stored[strip + j] = d;
       }
     }
     if (kPass == kGather) {
       const float square = a * a, slope = d * square;
       sums[j] += square;
       if (has_metric(M)) {
-        sums[width + j] += slope;
-        sums[2 * width + j] += d * slope;
+        sums[lanes + j] += slope;
+        sums[2 * lanes + j] += d * slope;
       }
     } else if (kPass == kSweep) {
-      const float inverse = 1.0f / (d * r[j] + t[j]), p = a * inverse, q = d * inverse;
-      const float total = p * p, rise = q * total;
-      sums[j] += total;
-      sums[width + j] += rise;
-      sums[2 * width + j] += q * rise;
-      sums[3 * width + j] += q * (q * rise);
+      sum_powers(a, d, r[j], t[j], sums[j], sums[lanes + j], sums[2 * lanes + j],
+                 sums[3 * lanes + j]);
     }
     if (kMoves) {
       float point = a;
@@ -202,19 +245,86 @@ void begin_stage(const Pointers<T>& x, i64 at, i64 n) {
   if (has_metric(M)) std::memset(x.second + at, 0, n * sizeof(float));
 }
 
-// Rows [begin, end) of a tile. `stored` has room for a and d of the whole tile, or is null; `sums`
-// for kSums rows of columns.
+// Sums over rows, `step` apart, of kLanes columns of what is kept.
+INLINE void sweep_lanes(i64 rows, i64 step, i64 strip, i64 lanes, const float* __restrict r,
+                        const float* __restrict t, const float* __restrict kept,
+                        float* __restrict sums) {
+  float own_r[kLanes], own_t[kLanes], own[kSums][kLanes] = {};
+  std::copy_n(r, kLanes, own_r);
+  std::copy_n(t, kLanes, own_t);
+  for (i64 row = 0; row < rows; ++row, kept += step) {
+    INDEPENDENT
+    for (i64 k = 0; k < kLanes; ++k) {
+      sum_powers(kept[k], kept[strip + k], own_r[k], own_t[k], own[0][k], own[1][k], own[2][k],
+                 own[3][k]);
+    }
+  }
+  for (i64 sum = 0; sum < kSums; ++sum) {
+    for (i64 k = 0; k < kLanes; ++k) sums[sum * lanes + k] += own[sum][k];
+  }
+}
+
+// Fetches what a pass over n entries will read: rows are short and far apart, so the processor
+// does not see them coming.
 template <Method M, class T, Pass kPass>
-void pass_rows(const Pointers<T>& x, const Step& s, const Tile& tile, i64 begin, i64 end,
+INLINE void prefetch(const Pointers<T>& x, i64 at, i64 n) {
+  for (i64 j = at; j < at + n; j += kLanes) {
+    if (kPass == kSpread || !is_dual(M)) __builtin_prefetch(x.param + j, kPass == kSpread, 2);
+    if (kPass != kGather) continue;
+    __builtin_prefetch(x.grad + j, 0, 2);
+    __builtin_prefetch(x.first + j, 1, 2);
+    if (has_metric(M)) __builtin_prefetch(x.second + j, 1, 2);
+    if (is_dual(M)) __builtin_prefetch(x.anchor + j, 0, 2);
+  }
+}
+
+// Rows [begin, end) of a tile. `stored` has room for a and d of the whole tile, or is null; `sums`
+// for kSums rows of lanes.
+template <Method M, class T, Pass kPass>
+void pass_rows(const Pointers<T> x, const Step s, const Tile tile, i64 begin, i64 end,
                const float* r, const float* t, float* stored, float* sums) {
-  const i64 width = tile.width;
+  const i64 lanes = tile.lanes();
+  const auto at = [&](i64 row) { return tile.base + row * tile.stride; };
+  if (is_dual(M) && kPass == kGather && s.begins_stage) {
+    for (i64 row = begin; row < end; ++row) begin_stage<M>(x, at(row), tile.columns(row));
+  }
+  if (!stored) {
+    for (i64 row = begin; row < end; ++row) {
+      pass_row<M, T, kPass, false>(x, s, at(row), tile.columns(row), lanes, r, t, nullptr, 0, sums);
+    }
+    return;
+  }
   for (i64 row = begin; row < end; ++row) {
-    const i64 at = tile.base + row * tile.stride, n = tile.columns(row);
-    if (is_dual(M) && kPass == kGather && s.begins_stage) begin_stage<M>(x, at, n);
-    if (stored) {
-      pass_row<M, T, kPass, true>(x, s, at, n, width, r, t, stored + row * tile.stored(M), sums);
-    } else {
-      pass_row<M, T, kPass, false>(x, s, at, n, width, r, t, nullptr, sums);
+    const i64 ahead = row + kAhead < tile.rows ? kAhead * tile.stride : 0;
+    for (i64 j = 0; j < lanes; j += kStrip) {
+      const i64 here = at(row) + j, n = std::min(kStrip, tile.columns(row) - j);
+      const i64 strip = tile.strip(j);
+      float* kept = stored + tile.place<M>(j, row);
+      if (ahead) prefetch<M, T, kPass>(x, here + ahead, n);
+      if (n == kStrip) {
+        pass_row<M, T, kPass, true>(x, s, here, kStrip, lanes, r + j, t + j, kept, kStrip,
+                                    sums + j);
+        continue;
+      }
+      if (kPass == kGather) std::fill_n(kept, has_metric(M) ? 2 * strip : strip, 0.0f);
+      pass_row<M, T, kPass, true>(x, s, here, n, lanes, r + j, t + j, kept, strip, sums + j);
+    }
+  }
+}
+
+// kSweep over rows [begin, end) of a part of a tile that is kept.
+template <Method M>
+void sweep(const Tile& tile, const Part& part, i64 begin, i64 end, const float* r, const float* t,
+           const float* stored, float* sums) {
+  const i64 lanes = tile.lanes();
+  for (i64 j = part.column; j < part.column + part.columns; j += kStrip) {
+    const i64 strip = tile.strip(j);
+    for (i64 row = begin; row < end; row += kClose) {
+      const float* kept = stored + tile.place<M>(j, row);
+      const i64 rows = std::min(kClose, end - row);
+      for (i64 k = 0; k < strip; k += kLanes) {
+        sweep_lanes(rows, 2 * strip, strip, lanes, r + j + k, t + j + k, kept + k, sums + j + k);
+      }
     }
   }
 }
@@ -224,7 +334,7 @@ void pass_entries(const Pointers<T>& x, const Step& s, i64 begin, i64 end) {
   if (is_dual(M) && s.begins_stage) begin_stage<M>(x, begin, end - begin);
   const auto pass = s.entry_threshold == 0 ? pass_row<M, T, kFree, false>
                                            : pass_row<M, T, kEntries, false>;
-  pass(x, s, begin, end - begin, 0, nullptr, nullptr, nullptr, nullptr);
+  pass(x, s, begin, end - begin, 0, nullptr, nullptr, nullptr, 0, nullptr);
 }
 
 }  // namespace dualprox

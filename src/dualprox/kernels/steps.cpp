@@ -8,19 +8,19 @@
 // for each group: a = D z0 - v, soft-thresholded where there is an entrywise penalty. Where the
 // metric D is a number it is divided out, and z = (1 - t / ||a||) a.
 //
-// A step passes over the entries of some whole groups (a tile) twice, once more for each sweep of
-// Newton's method beyond the first: memory is the limit, so a and d are computed anew rather than
-// stored. A tile that fits in cache is passed over by one thread; columns too tall for that by all
-// threads together, in wide rows, as memory likes it. How parameters are cut into tiles, and so
-// every result, depends on shapes alone, not on the number of threads.
+// A step passes over the entries of some whole groups (a tile) twice, and keeps their a and d in
+// between, over which part by part Newton's method sweeps. A tile that fits in cache is passed over
+// by one thread; columns too tall for that by all threads together, in wide rows, as memory likes
+// it. How parameters are cut into tiles and parts, and so every result, depends on shapes alone,
+// not on the number of threads.
 //
 // The file needs no header of Python or torch: native.py calls it through the C ABI. It is compiled
 // once per instruction set (hatch_build.py), and the best that the processor has is loaded.
 
 #include <atomic>
 #include <functional>
-#include <memory>
 #include <thread>
+#include <vector>
 
 #include "newton.h"
 
@@ -117,35 +117,21 @@ void on_threads(const Settings& settings, i64 threads, const std::function<void(
   }
 }
 
-// Memory that is kept from step to step, of any content.
-class Room {
- public:
-  float* of(i64 floats) {
-    if (floats > size_) {
-      memory_.reset(new float[floats]);
-      size_ = floats;
-    }
-    return memory_.get();
-  }
-  void release() { memory_.reset(), size_ = 0; }
-
- private:
-  std::unique_ptr<float[]> memory_;
-  i64 size_ = 0;
-};
-
 // A thread with memory of its own.
 struct Alone {
   Newton newton;
-  std::vector<float> sums;
-  Room stored;
+  Room<float> room, sums;
+
+  float* stored(i64 floats) { return room.of(floats); }
+
+  void reset(i64 size) { std::fill_n(sums.of(size), size, 0); }
 
   // Calls visit(begin, end, sums) for all rows of a tile, in pieces, and adds the sums in order.
   template <class Visit>
   void rows(const Tile& tile, Visit&& visit) {
     for (i64 row = 0; row < tile.all_rows(); row += kBlock) {
       visit(row, std::min(row + kBlock, tile.all_rows()), sums.data());
-      Newton::add(sums.data(), newton.columns.data(), newton.columns.size());
+      Newton::add(sums.data(), newton.columns.data(), newton.size());
     }
   }
 
@@ -154,28 +140,42 @@ struct Alone {
   void move(const Tile& tile, Visit&& visit) {
     visit(0, tile.all_rows());
   }
+
+  static bool takes_parts(const Tile&) { return true; }
+
+  // Calls body(k) for k < count.
+  template <class Body>
+  void share(i64 count, Body&& body) {
+    for (i64 k = 0; k < count; ++k) body(k);
+  }
 };
 
 // All threads.
 struct Together {
   const Settings& settings;
-  Room& stored;
+  Room<float>& room;
   Newton newton;
-  std::vector<float> sums;
-  std::vector<double> wide;  // of each share
+  Room<float> sums;   // of each share
+  Room<double> wide;  // the same
+
+  float* stored(i64 floats) { return room.of(floats); }
+
+  void reset(i64 size) {
+    std::fill_n(sums.of(kShares * size), kShares * size, 0);
+    std::fill_n(wide.of(kShares * size), kShares * size, 0);
+  }
 
   template <class Visit>
   void rows(const Tile& tile, Visit&& visit) {
-    const i64 size = newton.columns.size(), all = tile.all_rows();
-    wide.resize(std::max<size_t>(wide.size(), kShares * size));
-    share([&](i64 k) {
+    const i64 size = newton.size(), all = tile.all_rows();
+    share(kShares, [&](i64 k) {
       const i64 end = (k + 1) * all / kShares;
       for (i64 row = k * all / kShares; row < end; row += kBlock) {
         visit(row, std::min(row + kBlock, end), sums.data() + k * size);
         Newton::add(sums.data() + k * size, wide.data() + k * size, size);
       }
     });
-    share([&](i64 k) {
+    share(kShares, [&](i64 k) {
       const i64 begin = k * size / kShares, end = (k + 1) * size / kShares;
       for (i64 from = 0; from < kShares; ++from) {
         Newton::add(wide.data() + from * size + begin, newton.columns.data() + begin, end - begin);
@@ -183,52 +183,80 @@ struct Together {
     });
   }
 
-  // The same without sums.
   template <class Visit>
   void move(const Tile& tile, Visit&& visit) {
-    share([&](i64 k) {
+    share(kShares, [&](i64 k) {
       visit(k * tile.all_rows() / kShares, (k + 1) * tile.all_rows() / kShares);
     });
   }
 
-  // Calls body(k) for each of the shares, on all threads.
+  // With few parts threads would idle.
+  static bool takes_parts(const Tile& tile) { return tile.parts() >= kShares / 2; }
+
   template <class Body>
-  void share(Body&& body) {
+  void share(i64 count, Body&& body) {
     std::atomic<i64> next{0};
-    on_threads(settings, std::min(settings.threads, kShares), [&] {
-      for (i64 k; (k = next.fetch_add(1)) < kShares;) body(k);
+    on_threads(settings, std::min(settings.threads, count), [&] {
+      for (i64 k; (k = next.fetch_add(1)) < count;) body(k);
     });
   }
 };
+
+void raise_to(std::atomic<i64>& most, i64 value) {
+  for (i64 now = most; value > now && !most.compare_exchange_weak(now, value);) {
+  }
+}
+
+// The norms of all groups of a tile whose sums of kGather are there; returns the sweeps it took.
+template <Method M, class T, class Team>
+i64 find_norms(const Pointers<T>& x, const Step& s, const Tile& tile, float* stored, Team& team) {
+  Newton& newton = team.newton;
+  const float t = s.group_threshold;
+  const float *r = newton.r_columns.data(), *threshold = newton.t_columns.data();
+  if (!stored || !Team::takes_parts(tile)) {
+    return newton.solve(tile, tile.whole(), t, [&] {
+      team.rows(tile, [&](i64 begin, i64 end, float* sums) {
+        stored ? sweep<M>(tile, tile.whole(), begin, end, r, threshold, stored, sums)
+               : pass_rows<M, T, kSweep>(x, s, tile, begin, end, r, threshold, nullptr, sums);
+      });
+    });
+  }
+  std::atomic<i64> most{0};
+  team.share(tile.parts(), [&](i64 k) {
+    const Part part = tile.part(k);
+    raise_to(most, newton.solve(tile, part, t, [&] {
+      for (i64 row = 0; row < tile.all_rows(); row += kBlock) {
+        const i64 end = std::min(row + kBlock, tile.all_rows());
+        sweep<M>(tile, part, row, end, r, threshold, stored, team.sums.data());
+        newton.add(team.sums.data(), part);
+      }
+    }));
+  });
+  return most;
+}
 
 // A tile's whole step by a team.
 template <Method M, class T, class Team>
 i64 solve(const Pointers<T>& x, const Step& s, const Tile& tile, Team& team) {
   Newton& newton = team.newton;
-  const float t = s.group_threshold;
   newton.reset(tile, has_metric(M) ? kSums : 1);
-  team.sums.resize(std::max<size_t>(team.sums.size(), kShares * newton.columns.size()));
+  team.reset(newton.size());
   const bool stores = tile.all_rows() * tile.width <= kMostStored;
-  float* stored = stores ? team.stored.of(tile.all_rows() * tile.stored(M)) : nullptr;
+  float* stored = stores ? team.stored(tile.place<M>(tile.lanes(), 0)) : nullptr;
   const float *r = newton.r_columns.data(), *threshold = newton.t_columns.data();
   team.rows(tile, [&](i64 begin, i64 end, float* sums) {
     pass_rows<M, T, kGather>(x, s, tile, begin, end, r, threshold, stored, sums);
   });
+  i64 sweeps = 0;
   if (has_metric(M)) {
-    for (bool more = newton.start(tile, t); more; more = newton.advance(tile)) {
-      newton.to_columns(tile, t);
-      team.rows(tile, [&](i64 begin, i64 end, float* sums) {
-        pass_rows<M, T, kSweep>(x, s, tile, begin, end, r, threshold, stored, sums);
-      });
-    }
+    sweeps = find_norms<M>(x, s, tile, stored, team);
   } else {
-    newton.scale(tile, t);
+    newton.scale(tile, s.group_threshold);
   }
-  newton.to_columns(tile, t);
   team.move(tile, [&](i64 begin, i64 end) {
     pass_rows<M, T, kSpread>(x, s, tile, begin, end, r, threshold, stored, nullptr);
   });
-  return newton.sweeps;
+  return sweeps;
 }
 
 // Counts the step and returns its scalars. docs/math.md has the formulas.
@@ -305,8 +333,7 @@ void step_all(const Settings& settings, Record* records, i64 count) {
         used = std::max(used, solve<M>(pointers(k), steps[k], cut.tile(p, j), alone));
       }
     }
-    for (i64 most = sweeps[k]; used > most && !sweeps[k].compare_exchange_weak(most, used);) {
-    }
+    raise_to(sweeps[k], used);
   };
   const i64 threads = entries < kSerial ? 1 : settings.threads;
   std::atomic<i64> next{0};
@@ -316,8 +343,8 @@ void step_all(const Settings& settings, Record* records, i64 count) {
       for (i64 number; (number = next.fetch_add(1)) < ends.back();) run(number, alone);
     });
   }
-  static thread_local Room stored;
-  Together together{settings, stored, {}, {}, {}};
+  static thread_local Room<float> room;
+  Together together{settings, room, {}, {}, {}};
   for (i64 k = 0; k < count; ++k) {
     i64 most = sweeps[k];
     for (i64 unit = 0; cuts[k].kind == Cut::kShared && unit < cuts[k].units; ++unit) {
