@@ -367,3 +367,14 @@ def test_alike_slopes_need_one_sweep(method: Method):
         param.grad = torch.rand(400, 70, generator=generator) + 1
         opt.step()
         assert opt.solver_report()[0].iterations == 1
+
+
+def test_two_slopes_far_apart_need_one_sweep_of_prox_adamw():
+    generator = torch.Generator().manual_seed(0)
+    param = torch.nn.Parameter(torch.randn(400, 70, generator=generator))
+    opt = dp.ProxAdamW([{"params": [param], "penalty": dp.GroupLasso(1e-1)}], impl="native")
+    scale = torch.where(torch.arange(400) % 2 == 0, 1.0, 1000.0)[:, None]
+    for _ in range(5):
+        param.grad = scale.expand(400, 70).clone()
+        opt.step()
+        assert opt.solver_report()[0].iterations == 1

@@ -26,8 +26,9 @@ struct Newton {
   i64 sums;   // of each column: kSums, or one
   i64 lanes;  // of the tile
   Room<double> columns;  // their sums over all rows
-  Room<double> r, lower;
+  Room<double> r, lower;  // lower is -1 once a group's r is found
   Room<float> r_columns, t_columns;
+  Room<char> awake;  // of kLanes columns each: whether a group there is still to be found
 
   void reset(const Tile& tile, i64 sums_of_column) {
     sums = sums_of_column;
@@ -37,6 +38,7 @@ struct Newton {
     // Lanes beyond the last column are dead.
     std::fill_n(r_columns.of(lanes), lanes, 0);
     std::fill_n(t_columns.of(lanes), lanes, 1);
+    awake.of(lanes / kLanes);
   }
 
   i64 size() const { return sums * lanes; }
@@ -90,24 +92,59 @@ struct Newton {
     to_columns(tile, tile.whole(), t);
   }
 
-  // Decides which groups are dead, and where Newton's method starts. True if it is needed.
+  // The root near the lower bound `low`, from the sums of a^2, d a^2 and d^2 a^2.
   //
   // h ||a|| is the mean of order -2 of the d_i r + t with weights a_i^2: at most their arithmetic
   // mean, hence the lower bound, and near it less 3/2 variance / mean, hence the guess.
+  static INLINE double guess_near(double low, double norm, double mean, double bend) {
+    const double variance = std::max(bend / (norm * norm) - mean * mean, 0.0), share = low / norm;
+    const double pull = 1.5 * variance * share;
+    const double slope = std::max(mean - pull * (2 - mean * share), mean / 3);
+    return low + std::min(pull * low / slope, low);
+  }
+
+  // The root of the equation of two slopes whose sums of (a/d)^2, a^2/d, a^2 and d a^2 are m0 to m3.
+  //
+  // It is the Gauss quadrature of the sum over all entries, right to first order in r where r is
+  // small and to second order in 1/r where it is large.
+  static INLINE double guess_between(double low, double t, double m0, double m1, double m2,
+                                     double m3) {
+    const double spread = m0 * m2 - m1 * m1;
+    const bool alike = !(spread > 1e-5 * m0 * m2);  // rounding is all that is left, or NaN
+    // The slopes are the roots of x^2 - b x + c.
+    const double b = (m0 * m3 - m1 * m2) / spread, c = (m1 * m3 - m2 * m2) / spread;
+    const double large = 0.5 * (b + std::sqrt(std::max(b * b - 4 * c, 0.0)));
+    const double x = alike ? m2 / m1 : large, y = alike ? x : c / large;
+    const double share = alike ? 1 : (m1 - y * m0) / (x - y) * x * x / m2;  // of x in a^2
+    double r = low;
+    for (int k = 0; k < 3; ++k) {  // Halley's steps
+      const double p = 1 / (x * r + t), q = 1 / (y * r + t);
+      const double total = m2 * share * p * p, other = m2 * (1 - share) * q * q;
+      const double rise = total * x * p + other * y * q;
+      const double bend = total * (x * p) * (x * p) + other * (y * q) * (y * q);
+      const double over = (total + other) / rise, f = std::sqrt(total + other) - 1;
+      r += f * over / (1 - std::min(1.5 * f * (bend / rise * over - 1), 0.5));
+    }
+    return r > low && r < kInfinity ? r : low;
+  }
+
+  // Decides which groups are dead, and where Newton's method starts. True if it is needed.
+  template <bool kEnds>
   bool start(const Tile& tile, const Part& part, double t) {
     fold(tile, part);
     const double* __restrict squares = columns.data() + part.column;
     const double* __restrict slopes = squares + lanes;
-    const double* __restrict bends = slopes + lanes;
+    const double* __restrict thirds = slopes + lanes;
+    const double* __restrict fourths = thirds + lanes;
     double* __restrict own = r.data() + part.group;
     double* __restrict least = lower.data() + part.group;
     i64 alive = 0;
     for (i64 g = 0; g < part.groups; ++g) {
-      const double norm = std::sqrt(squares[g]), over = 1 / squares[g], mean = slopes[g] * over;
-      const double variance = std::max(bends[g] * over - mean * mean, 0.0);
-      const double low = (norm - t) / mean, share = low / norm, bend = 1.5 * variance * share;
-      const double slope = std::max(mean - bend * (2 - mean * share), mean / 3);
-      const double guess = low + std::min(bend * low / slope, low);
+      const double norm = std::sqrt(squares[g]), mean = slopes[g] / squares[g];
+      const double low = (norm - t) / mean;
+      const double guess =
+          kEnds ? guess_between(low, t, fourths[g], thirds[g], squares[g], slopes[g])
+                : guess_near(low, norm, mean, thirds[g]);
       // Without slopes any r > 0 will do; weights are of order one.
       const bool known = slopes[g] > kTiny && slopes[g] < kInfinity;
       const bool live = norm > t && norm < kInfinity;
@@ -116,6 +153,7 @@ struct Newton {
       alive += live;
     }
     clear(part);
+    wake(tile, part);
     to_columns(tile, part, t);
     return alive > 0;
   }
@@ -128,7 +166,7 @@ struct Newton {
     const double* __restrict bends = rises + lanes;
     const double* __restrict twists = bends + lanes;
     double* __restrict own = r.data() + part.group;
-    const double* __restrict bound = lower.data() + part.group;
+    double* __restrict bound = lower.data() + part.group;
     i64 moving = 0;
     for (i64 g = 0; g < part.groups; ++g) {
       const double root = std::sqrt(totals[g]), over = totals[g] / rises[g];
@@ -147,24 +185,35 @@ struct Newton {
       const double moved = std::fabs(ahead - own[g]), off = std::fabs(householder - halley);
       const bool small = moved <= kSmallStep * own[g];
       const bool close = curved && off <= kSmallDifference * ahead && moved <= 0.25 * ahead;
-      moving += bound[g] >= 0 && !(small || close);
       own[g] = bound[g] >= 0 ? ahead : own[g];
+      bound[g] = small || close ? -1 : bound[g];
+      moving += bound[g] >= 0;
     }
     clear(part);
+    wake(tile, part);
     to_columns(tile, part, t);
     return moving > 0;
   }
 
   // Solves for the groups of a part, whose sums of kGather are there; returns the sweeps it took.
   // sweep() adds the sums of kSweep.
-  template <class Sweep>
+  template <bool kEnds, class Sweep>
   i64 solve(const Tile& tile, const Part& part, double t, Sweep&& sweep) {
     i64 sweeps = 0;
-    for (bool more = start(tile, part, t); more && sweeps < kMostSweeps; ++sweeps) {
+    for (bool more = start<kEnds>(tile, part, t); more && sweeps < kMostSweeps; ++sweeps) {
       sweep();
       more = advance(tile, part, t, sweeps < 6);
     }
     return sweeps;
+  }
+
+  void wake(const Tile& tile, const Part& part) {
+    std::fill_n(awake.data() + part.column / kLanes, (part.columns + kLanes - 1) / kLanes, 0);
+    for (i64 g = part.group; g < part.group + part.groups; ++g) {
+      if (lower.data()[g] < 0) continue;
+      const i64 last = ((g + 1) * tile.inner - 1) / kLanes;
+      for (i64 j = g * tile.inner / kLanes; j <= last; ++j) awake.data()[j] = 1;
+    }
   }
 
   void to_columns(const Tile& tile, const Part& part, float t) {

@@ -27,6 +27,8 @@ enum Method { kRMDA = 0, kRAMDA = 1, kProxSGD = 2, kProxAdamW = 3 };
 
 constexpr bool is_dual(Method m) { return m == kRMDA || m == kRAMDA; }
 constexpr bool has_metric(Method m) { return m == kRAMDA || m == kProxAdamW; }
+// Whether thresholds are so small beside the slopes that 1/d tells more of the norm than d.
+constexpr bool has_ends(Method m) { return m == kProxAdamW; }
 
 struct bf16 {
   uint16_t bits;
@@ -152,8 +154,8 @@ struct Tile {
 
 constexpr int kSums = 4;  // of every column
 
-// What a pass does. The sums of kGather are those of a^2, d a^2 and d^2 a^2; of kSweep, with
-// p = a / (d r + t) and q = d / (d r + t), those of p^2, q p^2, q^2 p^2 and q^3 p^2.
+// What a pass does. The sums of kGather are those of a^2, d a^2 and d^2 a^2, with `has_ends` of a^2,
+// d a^2, a^2 / d and (a / d)^2; of kSweep, with p = a / (d r + t) and q = d / (d r + t), those of p^2, q p^2, q^2 p^2 and q^3 p^2.
 enum Pass {
   kGather,  // update the buffers, sum
   kSweep,   // sum at r
@@ -221,9 +223,12 @@ INLINE void pass_row(const Pointers<T> x, const Step s, i64 at, i64 n, i64 lanes
     if (kPass == kGather) {
       const float square = a * a, slope = d * square;
       sums[j] += square;
-      if (has_metric(M)) {
-        sums[lanes + j] += slope;
-        sums[2 * lanes + j] += d * slope;
+      if (has_metric(M)) sums[lanes + j] += slope;
+      if (has_metric(M) && !has_ends(M)) sums[2 * lanes + j] += d * slope;
+      if (has_ends(M)) {
+        const float center = a / d;
+        sums[2 * lanes + j] += a * center;
+        sums[3 * lanes + j] += center * center;
       }
     } else if (kPass == kSweep) {
       sum_powers(a, d, r[j], t[j], sums[j], sums[lanes + j], sums[2 * lanes + j],
@@ -312,10 +317,10 @@ void pass_rows(const Pointers<T> x, const Step s, const Tile tile, i64 begin, i6
   }
 }
 
-// kSweep over rows [begin, end) of a part of a tile that is kept.
+// kSweep over rows [begin, end) of a part of a tile that is kept, where `awake`.
 template <Method M>
 void sweep(const Tile& tile, const Part& part, i64 begin, i64 end, const float* r, const float* t,
-           const float* stored, float* sums) {
+           const char* awake, const float* stored, float* sums) {
   const i64 lanes = tile.lanes();
   for (i64 j = part.column; j < part.column + part.columns; j += kStrip) {
     const i64 strip = tile.strip(j);
@@ -323,7 +328,7 @@ void sweep(const Tile& tile, const Part& part, i64 begin, i64 end, const float* 
       const float* kept = stored + tile.place<M>(j, row);
       const i64 rows = std::min(kClose, end - row);
       for (i64 k = 0; k < strip; k += kLanes) {
-        sweep_lanes(rows, 2 * strip, strip, lanes, r + j + k, t + j + k, kept + k, sums + j + k);
+        if (awake[(j + k) / kLanes]) sweep_lanes(rows, 2 * strip, strip, lanes, r + j + k, t + j + k, kept + k, sums + j + k);
       }
     }
   }

@@ -213,10 +213,11 @@ i64 find_norms(const Pointers<T>& x, const Step& s, const Tile& tile, float* sto
   Newton& newton = team.newton;
   const float t = s.group_threshold;
   const float *r = newton.r_columns.data(), *threshold = newton.t_columns.data();
+  const char* awake = newton.awake.data();
   if (!stored || !Team::takes_parts(tile)) {
-    return newton.solve(tile, tile.whole(), t, [&] {
+    return newton.solve<has_ends(M)>(tile, tile.whole(), t, [&] {
       team.rows(tile, [&](i64 begin, i64 end, float* sums) {
-        stored ? sweep<M>(tile, tile.whole(), begin, end, r, threshold, stored, sums)
+        stored ? sweep<M>(tile, tile.whole(), begin, end, r, threshold, awake, stored, sums)
                : pass_rows<M, T, kSweep>(x, s, tile, begin, end, r, threshold, nullptr, sums);
       });
     });
@@ -224,10 +225,10 @@ i64 find_norms(const Pointers<T>& x, const Step& s, const Tile& tile, float* sto
   std::atomic<i64> most{0};
   team.share(tile.parts(), [&](i64 k) {
     const Part part = tile.part(k);
-    raise_to(most, newton.solve(tile, part, t, [&] {
+    raise_to(most, newton.solve<has_ends(M)>(tile, part, t, [&] {
       for (i64 row = 0; row < tile.all_rows(); row += kBlock) {
         const i64 end = std::min(row + kBlock, tile.all_rows());
-        sweep<M>(tile, part, row, end, r, threshold, stored, team.sums.data());
+        sweep<M>(tile, part, row, end, r, threshold, awake, stored, team.sums.data());
         newton.add(team.sums.data(), part);
       }
     }));
