@@ -49,8 +49,9 @@ struct Settings {
 namespace dualprox {
 namespace {
 
-constexpr i64 kTile = 384 * 1024;       // entries of a tile that stays in a core's cache
-constexpr i64 kNarrow = 256;            // fewer columns in a row would waste memory's time
+constexpr i64 kTile = 200 * 1024;        // entries of a tile that stays in a core's cache...
+constexpr i64 kMostTile = 400 * 1024;    // ...or nearly so, rather than be narrow
+constexpr i64 kNarrow = 128;             // fewer columns in a row would waste memory's time
 constexpr i64 kSharedTile = 3072 * 1024; // entries of a tile that stays in the cores' common cache
 constexpr i64 kMostStored = 4096 * 1024; // entries of a larger tile are computed anew
 constexpr i64 kShares = 16;              // pieces of a tile for all threads
@@ -78,8 +79,8 @@ struct Cut {
       units = (runs + per_unit - 1) / per_unit;
     } else {
       const i64 fitting = kTile / size, wide = (kNarrow + p.inner - 1) / p.inner;
-      kind = fitting >= std::min(wide, p.groups) ? kColumns : kShared;
-      const i64 most = kind == kColumns ? fitting : kSharedTile / size;
+      kind = kMostTile / size >= std::min(wide, p.groups) ? kColumns : kShared;
+      const i64 most = kind == kColumns ? std::max(fitting, wide) : kSharedTile / size;
       const i64 widest = std::max<i64>(1, kWide / p.inner);
       per_unit = std::min({p.groups, widest, std::max<i64>(most, kind == kShared ? wide : 1)});
       across = (p.groups + per_unit - 1) / per_unit;
