@@ -138,7 +138,6 @@ struct Newton {
     const double* __restrict fourths = thirds + lanes;
     double* __restrict own = r.data() + part.group;
     double* __restrict least = lower.data() + part.group;
-    i64 alive = 0;
     for (i64 g = 0; g < part.groups; ++g) {
       const double norm = std::sqrt(squares[g]), mean = slopes[g] / squares[g];
       const double low = (norm - t) / mean;
@@ -146,16 +145,15 @@ struct Newton {
           kEnds ? guess_between(low, t, fourths[g], thirds[g], squares[g], slopes[g])
                 : guess_near(low, norm, mean, thirds[g]);
       // Without slopes any r > 0 will do; weights are of order one.
-      const bool known = slopes[g] > kTiny && slopes[g] < kInfinity;
-      const bool live = norm > t && norm < kInfinity;
-      own[g] = live ? (known ? guess : 1) : norm <= t ? 0 : norm - norm;  // NaN, or infinity's
+      const bool known = (slopes[g] > kTiny) & (slopes[g] < kInfinity);
+      const bool live = (norm > t) & (norm < kInfinity);
+      const double other = norm <= t ? 0 : norm - norm;  // NaN, or infinity's
+      own[g] = live ? (known ? guess : 1) : other;
       least[g] = live ? (known ? low : 0) : -1;
-      alive += live;
     }
     clear(part);
-    wake(tile, part);
     to_columns(tile, part, t);
-    return alive > 0;
+    return wake(tile, part);
   }
 
   // Moves every r by the sums of a sweep. True if another is needed.
@@ -167,7 +165,7 @@ struct Newton {
     const double* __restrict twists = bends + lanes;
     double* __restrict own = r.data() + part.group;
     double* __restrict bound = lower.data() + part.group;
-    i64 moving = 0;
+    const double curving = near ? 0.3 : 0;  // no choice within the loop is a branch
     for (i64 g = 0; g < part.groups; ++g) {
       const double root = std::sqrt(totals[g]), over = totals[g] / rises[g];
       const double v = bends[g] / rises[g] * over, w = twists[g] / rises[g] * over * over;
@@ -176,23 +174,22 @@ struct Newton {
       const double third = (root - 1) * (root - 1) * (2.5 - 4.5 * v + 2 * w);
       const double halley = newton / (1 - second);
       const double householder = newton * (1 - second) / (1 - 2 * second + third);
-      const bool curved = near && std::fabs(second) < 0.3 && std::fabs(third) < 0.1;
+      const bool curved = (std::fabs(second) < curving) & (std::fabs(third) < 0.1);
       // Zero is no place to go on from. Sums out of range say on which side of the root r lies.
       const double least = std::max(own[g] / kStride, bound[g]);
       double ahead = std::max(own[g] + (curved ? householder : newton), least);
-      if (totals[g] == kInfinity || rises[g] == kInfinity) ahead = own[g] * kStride;
-      if (totals[g] == 0 || rises[g] == 0) ahead = least;
+      ahead = (totals[g] == kInfinity) | (rises[g] == kInfinity) ? own[g] * kStride : ahead;
+      ahead = (totals[g] == 0) | (rises[g] == 0) ? least : ahead;
       const double moved = std::fabs(ahead - own[g]), off = std::fabs(householder - halley);
       const bool small = moved <= kSmallStep * own[g];
-      const bool close = curved && off <= kSmallDifference * ahead && moved <= 0.25 * ahead;
+      const bool close =
+          curved & (off <= kSmallDifference * ahead) & (moved <= 0.25 * ahead);
       own[g] = bound[g] >= 0 ? ahead : own[g];
-      bound[g] = small || close ? -1 : bound[g];
-      moving += bound[g] >= 0;
+      bound[g] = small | close ? -1 : bound[g];
     }
     clear(part);
-    wake(tile, part);
     to_columns(tile, part, t);
-    return moving > 0;
+    return wake(tile, part);
   }
 
   // Solves for the groups of a part, whose sums of kGather are there; returns the sweeps it took.
@@ -207,13 +204,17 @@ struct Newton {
     return sweeps;
   }
 
-  void wake(const Tile& tile, const Part& part) {
+  // True if any group of the part is still to be found.
+  bool wake(const Tile& tile, const Part& part) {
+    bool any = false;
     std::fill_n(awake.data() + part.column / kLanes, (part.columns + kLanes - 1) / kLanes, 0);
     for (i64 g = part.group; g < part.group + part.groups; ++g) {
       if (lower.data()[g] < 0) continue;
       const i64 last = ((g + 1) * tile.inner - 1) / kLanes;
       for (i64 j = g * tile.inner / kLanes; j <= last; ++j) awake.data()[j] = 1;
+      any = true;
     }
+    return any;
   }
 
   void to_columns(const Tile& tile, const Part& part, float t) {
