@@ -131,12 +131,16 @@ struct Tile {
   i64 columns(i64 row) const { return row < rows ? width : tail; }
   i64 lanes() const { return (width + kLanes - 1) / kLanes * kLanes; }
 
-  i64 strip(i64 column) const { return std::min(kStrip, lanes() - column); }
+  // Columns of the strip that begins at `column`. What is not swept is kept in whole rows.
+  template <Method M>
+  i64 strip(i64 column) const {
+    return has_metric(M) ? std::min(kStrip, lanes() - column) : lanes();
+  }
 
   // Where a row of the strip that begins at `column` is kept.
   template <Method M>
   i64 place(i64 column, i64 row) const {
-    return (column * all_rows() + row * strip(column)) * (has_metric(M) ? 2 : 1);
+    return (column * all_rows() + row * strip<M>(column)) * (has_metric(M) ? 2 : 1);
   }
 
   Part whole() const { return {0, width, 0, groups()}; }
@@ -301,17 +305,17 @@ void pass_rows(const Pointers<T> x, const Step s, const Tile tile, i64 begin, i6
   }
   for (i64 row = begin; row < end; ++row) {
     const i64 ahead = row + kAhead < tile.rows ? kAhead * tile.stride : 0;
-    for (i64 j = 0; j < lanes; j += kStrip) {
-      const i64 here = at(row) + j, n = std::min(kStrip, tile.columns(row) - j);
-      const i64 strip = tile.strip(j);
+    for (i64 j = 0; j < lanes; j += tile.strip<M>(j)) {
+      const i64 strip = tile.strip<M>(j);
+      const i64 here = at(row) + j, n = std::min(strip, tile.columns(row) - j);
       float* kept = stored + tile.place<M>(j, row);
-      if (ahead) prefetch<M, T, kPass>(x, here + ahead, n);
-      if (n == kStrip) {
+      if (has_metric(M) && ahead) prefetch<M, T, kPass>(x, here + ahead, n);
+      if (has_metric(M) && n == kStrip) {
         pass_row<M, T, kPass, true>(x, s, here, kStrip, lanes, r + j, t + j, kept, kStrip,
                                     sums + j);
         continue;
       }
-      if (kPass == kGather) std::fill_n(kept, has_metric(M) ? 2 * strip : strip, 0.0f);
+      if (has_metric(M) && kPass == kGather) std::fill_n(kept, 2 * strip, 0.0f);
       pass_row<M, T, kPass, true>(x, s, here, n, lanes, r + j, t + j, kept, strip, sums + j);
     }
   }
@@ -323,7 +327,7 @@ void sweep(const Tile& tile, const Part& part, i64 begin, i64 end, const float* 
            const char* awake, const float* stored, float* sums) {
   const i64 lanes = tile.lanes();
   for (i64 j = part.column; j < part.column + part.columns; j += kStrip) {
-    const i64 strip = tile.strip(j);
+    const i64 strip = tile.strip<M>(j);
     for (i64 row = begin; row < end; row += kClose) {
       const float* kept = stored + tile.place<M>(j, row);
       const i64 rows = std::min(kClose, end - row);

@@ -51,7 +51,8 @@ namespace {
 
 constexpr i64 kTile = 200 * 1024;        // entries of a tile that stays in a core's cache...
 constexpr i64 kMostTile = 400 * 1024;    // ...or nearly so, rather than be narrow
-constexpr i64 kNarrow = 128;             // fewer columns in a row would waste memory's time
+constexpr i64 kNarrow = 128;  // fewer columns in a row would waste memory's time, twice as many
+                              // where rows are not fetched ahead
 constexpr i64 kSharedTile = 3072 * 1024; // entries of a tile that stays in the cores' common cache
 constexpr i64 kMostStored = 4096 * 1024; // entries of a larger tile are computed anew
 constexpr i64 kShares = 16;              // pieces of a tile for all threads
@@ -69,7 +70,7 @@ struct Cut {
   i64 across = 1;         // units side by side
   i64 units = 0;
 
-  Cut(const Record& p, bool grouped) {
+  Cut(const Record& p, bool grouped, bool swept) {
     const i64 runs = p.parts * p.groups, size = p.outer * p.inner, entries = runs * size;
     if (!grouped || entries == 0) {
       units = (entries + kChunk - 1) / kChunk;
@@ -78,7 +79,8 @@ struct Cut {
       per_unit = kind == kShared ? 1 : std::max<i64>(1, kTile / size);
       units = (runs + per_unit - 1) / per_unit;
     } else {
-      const i64 fitting = kTile / size, wide = (kNarrow + p.inner - 1) / p.inner;
+      const i64 fitting = (swept ? kTile : kMostTile) / size;
+      const i64 wide = ((swept ? kNarrow : 2 * kNarrow) + p.inner - 1) / p.inner;
       kind = kMostTile / size >= std::min(wide, p.groups) ? kColumns : kShared;
       const i64 most = kind == kColumns ? std::max(fitting, wide) : kSharedTile / size;
       const i64 widest = std::max<i64>(1, kWide / p.inner);
@@ -309,7 +311,7 @@ void step_all(const Settings& settings, Record* records, i64 count) {
   i64 entries = 0;
   for (i64 k = 0; k < count; ++k) {
     steps.push_back(begin(settings, records[k]));
-    cuts.emplace_back(records[k], steps[k].group_threshold > 0);
+    cuts.emplace_back(records[k], steps[k].group_threshold > 0, has_metric(M));
     const i64 units = cuts[k].kind == Cut::kShared ? 0 : cuts[k].units;
     ends.push_back((k ? ends[k - 1] : 0) + units);
     entries += records[k].parts * records[k].outer * records[k].groups * records[k].inner;
