@@ -272,11 +272,13 @@ class Analysis:
 
     def opaque(self, node: fx.Node) -> Any:
         """An operation that nobody has described: all that it reads stays."""
-        for value in self._values_in((node.args, node.kwargs)):
+        inputs = self._values_in((node.args, node.kwargs))
+        for value in inputs:
             self.pin(value, f"{described(node)} reads it in a way unknown here")
+        make = self.fresh if inputs else rigid
         results: list[Value | None] = []
         for shape in shapes_of(node):
-            made = None if shape is None else Value(shape, tuple(map(self.fresh, shape)))
+            made = None if shape is None else Value(shape, tuple(map(make, shape)))
             if made is not None:
                 self.pin(made, f"{described(node)} makes it in a way unknown here")
             results.append(made)

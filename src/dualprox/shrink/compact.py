@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,13 +10,13 @@ from torch import Tensor, fx, nn
 
 from . import layers, moves, products, recurrent
 from .analysis import Analysis, Doubt
-from .inputs import Inputs
+from .inputs import Inputs, undisturbed
 from .plan import Plan, apply_plan, widen
 from .products import shifts_of
 from .prove import compare, where_it_failed
 from .trace import ShrinkError, Trace, layer_of
 from .units import Ids, Removal
-from .widths import new_widths
+from .widths import Guess, new_widths
 
 assert layers and moves and products and recurrent  # they register what operations do
 _MOST_DOUBTS = 50
@@ -57,18 +58,20 @@ class Compaction:
         for _ in range(_MOST_DOUBTS):
             self.analysis = Analysis(self.trace, self.doubts, fold)
             self.removal = self._settle()
-            self.plan = self._plan()
-            doubt = self._doubt()
-            if doubt is None:
+            doubts = self._try()
+            if not doubts:
                 break
-            self._note(doubt)
+            for doubt in doubts:
+                self._note(doubt)
         else:
             for node in self.trace.calls:
                 reason = "no smaller network could be proven to be the same"
                 self.doubts[node] = Doubt(node, reason)
             self.analysis = Analysis(self.trace, self.doubts, fold)
             self.removal = self._settle()
-            self.plan = self._plan()
+            self.plan = self._plan(
+                new_widths(self.analysis, self.removal, self.modules, Guess.NONE)
+            )
 
     def _settle(self) -> Removal:
         """The removal, with no tensor emptied, and widths rounded up."""
@@ -99,7 +102,7 @@ class Compaction:
             if not changed:
                 return removal
 
-    def _plan(self) -> Plan:
+    def _plan(self, widths: dict[str, dict[str, Any]]) -> Plan:
         removal = self.removal
         keep = {}
         for name, value in self.analysis.tensors.items():
@@ -112,18 +115,30 @@ class Compaction:
                 keep[name] = axes
         if not keep:
             return Plan()
-        modules = {name: self.modules[name] for name in self.modules if name}
-        modules[""] = self.dense
         attention = [
             name
-            for name, module in modules.items()
+            for name, module in self.modules.items()
             if type(module).__name__ == "NarrowAttention"
             and any(kept.startswith(f"{name}." if name else "") for kept in keep)
         ]
         biases = [layer for layer in self.folded() if self.modules[layer].bias is None]
-        return Plan(
-            keep, new_widths(self.analysis, removal, modules), tuple(biases), tuple(attention)
-        )
+        return Plan(keep, widths, tuple(biases), tuple(attention))
+
+    def _try(self) -> list[Doubt]:
+        """Look for sizes of modules with which the smaller network is proven; else say why not."""
+        first: list[Doubt] = []
+        tried: list[dict[str, dict[str, Any]]] = []
+        for guess in Guess:
+            widths = new_widths(self.analysis, self.removal, self.modules, guess)
+            if widths in tried:
+                continue
+            tried.append(widths)
+            self.plan = self._plan(widths)
+            doubts = self._doubts_of(self.plan)
+            if not doubts:
+                return []
+            first = first or doubts
+        return first
 
     def folded(self) -> dict[str, Tensor]:
         """Name of a layer -> what is added to the bias of its outputs, all of them, float64."""
@@ -145,23 +160,29 @@ class Compaction:
         )
         return self.removal.kept(outputs.flatten())
 
-    def _doubt(self) -> Doubt | None:
-        """Why the smaller network may not compute the same; None if it does."""
-        if not self.plan.keep:
-            return None
-        slim = apply_plan(self.dense, self.plan)
+    def _doubts_of(self, plan: Plan) -> list[Doubt]:
+        """Why the smaller network may not compute the same; empty if it does."""
+        if not plan.keep:
+            return []
+        slim = apply_plan(self.dense, plan)
         try:
+            with undisturbed(slim):
+                self.inputs.run(slim)
             trace = Trace(slim, self.inputs)
-        except ShrinkError as error:
+        except Exception as error:  # whatever a network says to other widths
+            cause = error.__cause__ or error
+            reason = f"the code there does not run with fewer channels: {cause}".partition("\n")[0]
             nodes = where_it_failed(self.trace, slim, error)
-            reason = f"the code there does not run with fewer channels: {error.__cause__}"
             fresh = [node for node in nodes if node not in self.doubts]
-            for node in fresh[1:]:
-                self._note(Doubt(node, reason))
-            fresh = fresh or [node for node in self.trace.calls if node not in self.doubts]
-            return Doubt(fresh[0], reason) if fresh else None
-        biases = [f"{layer}.bias".removeprefix(".") for layer in self.plan.biases]
-        return compare(self.analysis, self.removal, trace, biases)
+            fresh = fresh or [node for node in self.trace.calls if node not in self.doubts][:1]
+            if not fresh:
+                raise ShrinkError(
+                    f"{type(self.dense).__name__} does not run cut: {reason}"
+                ) from error
+            return [Doubt(node, reason) for node in fresh]
+        biases = [f"{layer}.bias".removeprefix(".") for layer in plan.biases]
+        doubt = compare(self.analysis, self.removal, trace, biases)
+        return [] if doubt is None else [doubt]
 
     def _note(self, doubt: Doubt) -> None:
         """Remember a doubt; if it is not new, doubt more than its place."""

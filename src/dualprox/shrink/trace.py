@@ -156,8 +156,10 @@ def is_random(node: fx.Node) -> bool:
     """Whether the node draws random numbers; dropout in evaluation does not."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
-    drawn = torch.Tag.nondeterministic_seeded in node.target.tags
-    return drawn and bool(arguments(node).get("train", True))
+    if torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    given = arguments(node)
+    return bool(given.get("train", given.get("dropout_p", True)))
 
 
 def described(node: fx.Node) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -14,17 +15,38 @@ from .trace import layer_of, operator
 from .units import Removal
 from .values import Value
 
+_CUTS = ("view", "_unsafe_view", "reshape", "unflatten", "split", "split_with_sizes")
 _SIZE_LIKE = re.compile(r"dim|size|width|channels|features|hidden")
 
 
+class Guess(Enum):
+    """How to look for sizes in modules that are not torch's.
+
+    Args:
+        NONE: not at all; their code reads shapes.
+        CUTS: where they cut and join axes.
+        ALL: in the lengths of all axes that they give another shape.
+    """
+
+    NONE = 0
+    CUTS = 1
+    ALL = 2
+
+
 def new_widths(
-    analysis: Analysis, removal: Removal, modules: Mapping[str, nn.Module]
+    analysis: Analysis, removal: Removal, modules: Mapping[str, nn.Module], guess: Guess
 ) -> dict[str, dict[str, Any]]:
     """Name of a module -> attribute -> its new value, for all that change.
 
     Modules of torch say by their type what their attributes mean. In other modules that cut or
     join axes whole numbers are found by value: attention with 12 heads whose output is cut into
     12 heads remembers 12 somewhere. A wrong guess does not survive the proof that follows.
+
+    Args:
+        analysis: of the network.
+        removal: from it.
+        modules: the network's, by name.
+        guess: how bold to be.
     """
     shapes = {
         name: tuple(len(removal.kept(ids)) for ids in value.ids)
@@ -41,8 +63,8 @@ def new_widths(
             if (path := f"{name}.{leaf}".removeprefix(".")) in shapes
         }
         values = dict(_typed(module, own, groups.get(name)))
-        if not _of_torch(module):
-            values.update(_guessed(analysis, removal, name, module))
+        if guess != Guess.NONE and not _of_torch(module):
+            values.update(_guessed(analysis, removal, name, module, guess == Guess.ALL))
         changed = {key: v for key, v in values.items() if getattr(module, key, None) != v}
         if changed:
             found[name] = changed
@@ -91,12 +113,14 @@ def _typed(
         yield "nx", weight[0]
 
 
-def _guessed(analysis: Analysis, removal: Removal, name: str, module: nn.Module) -> dict[str, Any]:
+def _guessed(
+    analysis: Analysis, removal: Removal, name: str, module: nn.Module, bold: bool
+) -> dict[str, Any]:
     """Whole numbers of a module that are lengths of axes which get shorter where it cuts them."""
     changes: dict[tuple[int, bool], set[int]] = {}
     for node in analysis.trace.calls:
-        if layer_of(node) == name and operator(node) in ("view", "split", "split_with_sizes"):
-            for old, new, is_count in _changes(analysis, removal, node):
+        if layer_of(node) == name and operator(node) in _CUTS:
+            for old, new, is_count in _changes(analysis, removal, node, bold):
                 if new != old:
                     changes.setdefault((old, is_count), set()).add(new)
     values = {}
@@ -111,7 +135,7 @@ def _guessed(analysis: Analysis, removal: Removal, name: str, module: nn.Module)
 
 
 def _changes(
-    analysis: Analysis, removal: Removal, node: fx.Node
+    analysis: Analysis, removal: Removal, node: fx.Node, bold: bool
 ) -> Iterator[tuple[int, int, bool]]:
     """(old length, new length, whether it counts slices rather than entries) of axes cut here."""
     source = node.args[0]
@@ -123,6 +147,8 @@ def _changes(
                 yield len(ids), len(removal.kept(ids)), False
         return
     for own, other in factors(before.shape, after.shape):
+        if len(own) == len(other) == 1 and not bold:
+            continue
         whole, parts = (own, other) if len(own) == 1 else (other, own)
         sides = (before, after) if len(own) == 1 else (after, before)
         for axis in whole:
