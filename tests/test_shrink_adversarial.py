@@ -169,6 +169,30 @@ def test_constants_do_not_go_into_a_bias_that_others_use(bias):
     assert slim.middle.weight is slim.again.weight
 
 
+def test_a_constant_does_not_go_into_a_tied_layer_that_is_not_run():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = Linear(4, 6)
+            self.idle, self.last = Linear(6, 3, bias=False), Linear(6, 3, bias=False)
+            self.last.weight = self.idle.weight
+            with torch.no_grad():
+                self.first.weight[:3] = 0
+
+        def forward(self, x):
+            return self.last(torch.sigmoid(self.first(x)))
+
+    slim = shrunk(Half(), torch.randn(3, 4))
+    assert slim.first.out_features == 6 and slim.last.weight is slim.idle.weight
+
+
+def test_constants_do_not_go_through_a_padded_border():
+    model: Any = Sequential(nn.Conv2d(2, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 3, 3, padding=1))
+    with torch.no_grad():
+        model[0].weight[:2] = 0
+    assert shrunk(model, torch.randn(2, 2, 5, 5))[0].out_channels == 4
+
+
 def test_constants_go_into_a_bias_that_the_layer_did_not_have():
     model: Any = Sequential(Linear(4, 6), nn.Sigmoid(), Linear(6, 3, bias=False))
     with torch.no_grad():
