@@ -82,7 +82,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 @pytest.mark.parametrize("name", ZOO)
-@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@settings(max_examples=5, deadline=None, derandomize=True, database=None)
 @given(seed=seeds, share=shares)
 def test_what_is_left_is_what_the_oracle_counts(name, seed, share):
     require_exact(ZOO[name], seed, share)
