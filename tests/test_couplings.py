@@ -125,6 +125,23 @@ def test_the_model_is_untouched_and_its_weights_do_not_matter() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_parts_that_the_code_cuts_alike_go_place_by_place() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            left, right = torch.relu(self.a(x)).chunk(2, 1)
+            return self.b(left) + self.c(right)
+
+    (halves,) = found(Halves(), torch.randn(2, 4)).sets
+    assert {reader.name: reader.groups for reader in halves.readers} == {
+        "b.weight": (0, 1, 2),
+        "c.weight": (0, 1, 2),
+    }
+
+
 def test_every_dead_group_of_a_residual_network_goes() -> None:
     torch.manual_seed(0)
     model = Residual().eval()

@@ -15,12 +15,13 @@ class Residual(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(2, 8, 3, padding=1, bias=False)
         self.a = nn.Conv2d(8, 6, 3, padding=1)
-        self.b = nn.Conv2d(6, 8, 3, padding=1, groups=2)
+        self.grouped = nn.Conv2d(6, 6, 3, padding=1, groups=3)
+        self.b = nn.Conv2d(6, 8, 3, padding=1)
         self.head = nn.Linear(8, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.stem(x))
-        x = x + torch.relu(self.b(torch.relu(self.a(x))))
+        x = x + torch.relu(self.b(torch.relu(self.grouped(torch.relu(self.a(x))))))
         return self.head(x.mean((2, 3)))
 
 
@@ -62,6 +63,8 @@ def test_the_smaller_network_takes_the_steps_of_the_larger(name: str, penalty: A
         dense.a.weight[:, [1, 4, 6]] = 0
         dense.head.weight[:, [1, 4, 6]] = 0
         dense.stem.weight[[1, 4, 6]] = 0
+        dense.grouped.weight[[2, 3]] = 0
+        dense.b.weight[:, [2, 3]] = 0
     groups = dp.param_groups(dense, penalty, coupled=True, example_input=x)
     opt = make(groups, **settings)
     steps(dense, opt, 3)

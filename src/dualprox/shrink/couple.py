@@ -116,6 +116,10 @@ class _Channels:
     ) -> None:
         self.analysis, self.units = analysis, analysis.units
         self.reads = [(p, *_slices(analysis, p)) for p in analysis.products]
+        for parts in analysis.equal_parts:  # the code cuts them alike, so they go place by place
+            for part in parts[1:]:
+                if len(part) == len(parts[0]):
+                    self.units.same(parts[0], part)
         self._choose_axes()
         for product, name, slices in self.reads:
             if not name or slices is None:
