@@ -41,7 +41,7 @@ from .penalties import (
 )
 from .shrink.attention import NarrowAttention
 from .shrink.export import export_program, load_slim, save_onnx, save_program, save_slim
-from .shrink.factorize import factorize, factorize_like
+from .shrink.factorize import LowRank, factorize, factorize_like
 from .shrink.measure import Cost, Latency, compare, measure
 from .shrink.plan import Plan, apply_plan
 from .shrink.report import LayerChange, ShrinkReport, report_of
@@ -83,6 +83,7 @@ __all__ = [
     "L2Ball",
     "Latency",
     "LayerChange",
+    "LowRank",
     "Member",
     "NarrowAttention",
     "NetworkStructure",

@@ -9,16 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import is_count, require
-from .agreement import Agreement, agreement, agreements
+from .agreement import agreement, require_agreement, require_agreements
 from .inputs import ExampleInput, Inputs
 from .measure import compare, size
 from .replace import (
     describe,
     layers_with_matrices,
     own_parameters,
-    read_elsewhere,
-    tied_weights,
-    why_not_exchanged,
+    reasons_to_stay,
     with_layers_exchanged,
 )
 from .report import LayerChange, ShrinkReport, attach_report
@@ -185,28 +183,6 @@ def _choose(layer: nn.Module) -> tuple[_Split, str]:
     return nominal, f"two layers of rank {nominal.rank} have no fewer parameters"
 
 
-def _reasons_to_stay(
-    model: nn.Module, layers: Mapping[str, nn.Module], inputs: Inputs | None
-) -> dict[str, str]:
-    """Why layers cannot be factorized, whatever their rank; empty: they can."""
-    reasons = {}
-    for name, layer in layers.items():
-        reasons[name] = why_not_exchanged(layer, _KINDS)
-        if not reasons[name] and isinstance(layer, _CONVOLUTIONS) and layer.groups > 1:
-            reasons[name] = "it is grouped"
-    ties = tied_weights(model)
-    for name, layer in layers.items():
-        if not reasons[name] and id(layer) in ties:
-            reasons[name] = f"its weight is also {ties[id(layer)]}"
-    if inputs is not None:
-        able = [layer for name, layer in layers.items() if not reasons[name]]
-        readers = read_elsewhere(model, able, inputs)
-        for name, layer in layers.items():
-            if id(layer) in readers:
-                reasons[name] = "its weight is read by more than the layer itself"
-    return reasons
-
-
 def _dead_singular_values(layer: nn.Module) -> int:
     """How many singular values of a layer that stays are zero, as far as that can be told."""
     weight = layer._parameters.get("weight")
@@ -271,7 +247,7 @@ def factorize(
     """
     inputs = None if example_input is None else Inputs.of(example_input)
     layers = layers_with_matrices(model)
-    reasons = _reasons_to_stay(model, layers, inputs)
+    reasons = reasons_to_stay(model, layers, _KINDS, inputs)
     exchange: dict[str, LowRank] = {}
     changes: list[LayerChange] = []
     differences: list[float] = []
@@ -280,13 +256,12 @@ def factorize(
         changes.append(change)
         if made is not None:
             exchange[name] = made
-            differences.append(
-                _difference(name, agreement(layer, made, _sample(layer), ["weight"]))
-            )
-    thin = _exchanged(model, exchange)
+            found = agreement(layer, made, _sample(layer), ["weight"])
+            differences.append(require_agreement(name, found))
+    thin = with_layers_exchanged(model, exchange)
     costs = size(model), size(thin)
     if inputs is not None and example_input is not None:
-        differences = _check(model, thin, inputs, exchange)
+        differences = [require_agreements(model, thin, inputs, exchange)]
         costs = compare(
             model, thin, example_input, latency=latency, batch_sizes=batch_sizes, seconds=seconds
         )
@@ -302,6 +277,8 @@ def _factorize_layer(
     """The two layers, if there are to be two, and what to report."""
     before = describe(layer)
     parameters = own_parameters(layer)
+    if not reason and isinstance(layer, _CONVOLUTIONS) and layer.groups > 1:
+        reason = "it is grouped"
     if reason:
         dead = _dead_singular_values(layer)
         return None, LayerChange(name, before, before, parameters, parameters, dead, 0, reason)
@@ -316,43 +293,6 @@ def _factorize_layer(
 
 def _entries(layer: nn.Module) -> int:
     return sum(param.numel() for param in layer.parameters())
-
-
-def _exchanged(model: nn.Module, exchange: Mapping[str, LowRank]) -> nn.Module:
-    """The copy of the model with the thin layers.
-
-    Its encoder layers run them, where torch's fused kernel would run the products of the factors.
-    """
-    thin = with_layers_exchanged(model, exchange)
-    for module in thin.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            if any(isinstance(child, LowRank) for child in module.children()):
-                module.activation_relu_or_gelu = 0  # torch's sign for: no fused kernel
-    return thin
-
-
-def _difference(name: str, found: Agreement) -> float:
-    """The difference of the outputs; RuntimeError, naming the layer, if that is no rounding."""
-    if not found:
-        raise RuntimeError(
-            f"{name or 'the model'}: outputs differ by {found.difference:.3g} after factorizing, "
-            f"rounding explains {found.allowed:.3g}"
-        )
-    return found.difference
-
-
-def _check(
-    model: nn.Module, thin: nn.Module, inputs: Inputs, exchange: Mapping[str, LowRank]
-) -> list[float]:
-    """Differences of the outputs; RuntimeError if one is too large, naming a layer at fault."""
-    weights = {name: f"{name}.weight".lstrip(".") for name in exchange}
-    found = list(agreements(model, thin, inputs, weights.values()))
-    if not all(found):
-        for name, weight in weights.items():
-            alone = _exchanged(model, {name: exchange[name]})
-            for one in agreements(model, alone, inputs, [weight]):
-                _difference(name, one)
-    return [_difference("", one) for one in found]
 
 
 def factorize_like(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
@@ -392,4 +332,4 @@ def factorize_like(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
         require(rows in ("out", "in"), f"plan: rows of {name!r}", '"out" or "in"', rows)
         exchange[name] = made = LowRank(layer, entry["rank"], rows)
         made.reset_parameters()
-    return _exchanged(model, exchange)
+    return with_layers_exchanged(model, exchange)

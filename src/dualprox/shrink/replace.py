@@ -155,13 +155,49 @@ def read_elsewhere(model: nn.Module, layers: Iterable[nn.Module], inputs: Inputs
     return readers.found
 
 
+def reasons_to_stay(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    kinds: tuple[type[nn.Module], ...],
+    inputs: Inputs | None,
+) -> dict[str, str]:
+    """By name, what speaks against exchanging a layer in this model; empty: nothing.
+
+    Args:
+        model: the layers are in it.
+        layers: to be exchanged.
+        kinds: the classes that can be exchanged.
+        inputs: of a run in which to see who reads the weights; None: it is not looked for.
+    """
+    ties = tied_weights(model)
+    reasons = {}
+    for name, layer in layers.items():
+        reasons[name] = why_not_exchanged(layer, kinds)
+        if not reasons[name] and id(layer) in ties:
+            reasons[name] = f"its weight is also {ties[id(layer)]}"
+    if inputs is not None:
+        able = [layer for name, layer in layers.items() if not reasons[name]]
+        readers = read_elsewhere(model, able, inputs)
+        for name, layer in layers.items():
+            if id(layer) in readers:
+                reasons[name] = "its weight is read by more than the layer itself"
+    return reasons
+
+
 def with_layers_exchanged(model: nn.Module, exchange: Mapping[str, nn.Module]) -> nn.Module:
     """A copy of the model in which every reference to a named layer is one to the new layer.
 
     Whatever name, list or dict of the model leads to the old layer leads to the new one in the
-    copy. All else is copied; nothing of the named layers is.
+    copy. All else is copied; nothing of the named layers is. Encoder layers run the new layers,
+    where torch's fused kernel would run their weights.
     """
     memo: dict[int, Any] = {id(model.get_submodule(name)): new for name, new in exchange.items()}
     for name, new in exchange.items():
         new.train(model.get_submodule(name).training)
-    return copy.deepcopy(model, memo)
+    made = copy.deepcopy(model, memo)
+    new_ones = {id(new) for new in exchange.values()}
+    for module in made.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            if any(id(child) in new_ones for child in module.children()):
+                module.activation_relu_or_gelu = 0  # torch's sign for: no fused kernel
+    return made
