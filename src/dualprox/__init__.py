@@ -46,6 +46,8 @@ from .shrink.measure import Cost, Latency, compare, measure
 from .shrink.plan import Plan, apply_plan
 from .shrink.report import LayerChange, ShrinkReport, report_of
 from .shrink.slim import shrink
+from .shrink.sparse_layers import SemiStructuredLinear, SparseLinear
+from .shrink.sparsify import sparsify, sparsify_like
 from .shrink.trace import ShrinkError
 from .structure import NetworkStructure, StructureMonitor, StructureRecord
 from .structure.metrics import structure
@@ -99,6 +101,7 @@ __all__ = [
     "ProximalOptimizer",
     "Rank",
     "RankAtMost",
+    "SemiStructuredLinear",
     "SeparablePenalty",
     "ShrinkError",
     "ShrinkReport",
@@ -107,6 +110,7 @@ __all__ = [
     "SolveReport",
     "Solver",
     "SparseGroupLasso",
+    "SparseLinear",
     "StageSchedule",
     "Structure",
     "StructureMonitor",
@@ -128,5 +132,7 @@ __all__ = [
     "save_slim",
     "shrink",
     "shrink_training",
+    "sparsify",
+    "sparsify_like",
     "structure",
 ]
