@@ -27,7 +27,8 @@ def shrink_training(
     it, with the remaining entries of its sums: schedules and monitors of `opt` go on as well. The
     best moment is a restart, where the iterate's leftovers in dead groups, which go with them, are
     least and all sums begin anew. The penalty's weights stay those of the larger network, so that
-    the problem is the same one with the dead groups held at zero. Only exact zeros are used:
+    the problem is the same one with the dead groups, and the weights that only write dead channels,
+    held at zero. Only exact zeros are used:
     constant channels are not folded, since batch norm would not see them alike in training.
 
     Args:
