@@ -88,7 +88,7 @@ def test_what_is_left_is_what_the_oracle_counts(name, seed, share):
     require_exact(ZOO[name], seed, share)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ZOO)
 @settings(max_examples=100, deadline=None, database=None)
 @given(seed=seeds, share=shares)
