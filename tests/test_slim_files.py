@@ -47,6 +47,27 @@ def test_weights_and_plan_rebuild_the_network_around_its_class(
     assert torch.equal(again(example(5)), slim(example(5)))
 
 
+def test_thin_and_sparse_networks_come_back_too(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    torch.manual_seed(0)
+    x = torch.randn(4, 64)
+
+    def fresh() -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3)).eval()
+
+    model = fresh()
+    with torch.no_grad():
+        model.get_parameter("0.weight").copy_(torch.randn(64, 3) @ torch.randn(3, 64))
+    thin = dp.factorize(model, x, latency=False)
+    dp.save_slim(thin, tmp_path / "thin")
+    assert torch.equal(dp.load_slim(fresh(), tmp_path / "thin").eval()(x), thin(x))
+    with torch.no_grad():
+        model.get_parameter("0.weight").mul_(torch.rand(64, 64) < 0.05)
+    sparse = dp.sparsify(model, x, faster_only=False, latency=False)
+    dp.save_slim(sparse, tmp_path / "sparse")
+    assert torch.equal(dp.load_slim(fresh(), tmp_path / "sparse").eval()(x), sparse(x))
+
+
 def test_damaged_files_are_refused_by_name(slim: nn.Module, tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     dp.save_slim(slim, tmp_path)

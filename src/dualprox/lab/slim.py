@@ -40,7 +40,7 @@ def trained_model(folder: Path) -> tuple[Run, nn.Module, dp.Plan]:
 def shrink_run(
     run: Run, model: nn.Module, plan: dp.Plan, folder: Path, round_to: int = 1
 ) -> tuple[nn.Module, dp.ShrinkReport]:
-    """Shrink the network of a run and write what comes of it into a folder.
+    """Shrink the network of a run, or factorize it, and write what comes of it into a folder.
 
     Args:
         run: the run.
@@ -53,7 +53,10 @@ def shrink_run(
         The slim network and its report, which compares it with the recipe's network.
     """
     example = example_input(run)
-    slim = dp.shrink(model, example, round_to=round_to, latency=not plan.keep)
+    if isinstance(run.penalty, dp.NuclearNorm):
+        slim = dp.factorize(model, example)
+    else:
+        slim = dp.shrink(model, example, round_to=round_to, latency=not plan.keep)
     report = dp.report_of(slim)
     if plan.keep:
         before, after = dp.compare(make_model(run), slim, example)

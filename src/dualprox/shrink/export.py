@@ -12,9 +12,11 @@ from torch.utils import _pytree as pytree
 
 from ..files import replaced, write_atomically, write_text
 from .agreement import largest_difference, real_outputs
+from .factorize import factorize_like
 from .inputs import ExampleInput, Inputs, undisturbed
-from .plan import Plan, apply_plan
+from .plan import Plan, apply_plan, read_plan
 from .report import ShrinkReport
+from .sparsify import sparsify_like
 from .trace import ShrinkError
 
 WEIGHTS, PLAN = "slim.safetensors", "plan.json"
@@ -27,7 +29,7 @@ def save_slim(slim: nn.Module, folder: str | Path) -> None:
     `load_slim` makes the network again from them and the user's own model class.
 
     Args:
-        slim: made by `shrink`.
+        slim: made by `shrink`, `factorize` or `sparsify`.
         folder: made if it does not exist. Files of these names are replaced when whole.
 
     Raises:
@@ -60,7 +62,7 @@ def load_slim(model: nn.Module, folder: str | Path) -> nn.Module:
         ImportError: safetensors is missing.
     """
     load = _safetensors().load_file
-    slim = apply_plan(model, Plan.load(Path(folder) / PLAN))
+    slim = _rebuilt(model, Path(folder) / PLAN)
     try:
         tensors = load(str(Path(folder) / WEIGHTS))
     except Exception as error:  # safetensors has its own exceptions for damaged files
@@ -78,6 +80,17 @@ def load_slim(model: nn.Module, folder: str | Path) -> nn.Module:
         with torch.no_grad():
             expected[name].copy_(tensor)
     return slim
+
+
+def _rebuilt(model: nn.Module, path: Path) -> nn.Module:
+    """The architecture that a plan of `shrink`, `factorize` or `sparsify` leads to."""
+    values = read_plan(path)
+    change = values.get("change") if isinstance(values, dict) else None
+    if change == "factorize":
+        return factorize_like(model, values)
+    if change == "sparsify":
+        return sparsify_like(model, values)
+    return apply_plan(model, Plan.from_dict(values))
 
 
 def _distinct(state: dict[str, Tensor]) -> dict[str, Tensor]:

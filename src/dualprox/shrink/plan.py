@@ -78,11 +78,7 @@ class Plan:
     @staticmethod
     def load(path: str | Path) -> "Plan":
         """Read a plan that `save` wrote."""
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not a plan: {error}") from error
-        return Plan.from_dict(values)
+        return Plan.from_dict(read_plan(path))
 
     def after(self, earlier: "Plan") -> "Plan":
         """The plan from the network that `earlier` began with, by way of its result, to ours."""
@@ -101,6 +97,18 @@ class Plan:
             tuple(dict.fromkeys((*earlier.biases, *self.biases))),
             tuple(dict.fromkeys((*earlier.attention, *self.attention))),
         )
+
+
+def read_plan(path: str | Path) -> Any:
+    """The content of a file that a plan was written to.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a plan: {error}") from error
 
 
 def _indices(name: str, kept: Any) -> tuple[int, ...]:
