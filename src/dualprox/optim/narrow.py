@@ -56,7 +56,6 @@ def shrink_training(
         >>> groups = dp.param_groups(model, dp.GroupLasso(0.1), coupled=True, example_input=x)
         >>> opt = dp.RMDA(groups, lr=1.0)
         >>> model[2].weight.data[:, :6] = 0
-        >>> model(x).sum().backward(); opt.step(); opt.restart()
         >>> slim, plan = dp.shrink_training(model, opt, x)
         >>> slim[0].out_features, plan.keep["2.weight"]
         (2, {1: (6, 7)})

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..checks import is_count, is_real, require
 from ..timing import Budget, Case, Timing, clock_of, interleave
@@ -133,6 +132,8 @@ def count_macs(model: nn.Module, example_input: ExampleInput) -> int:
     """
     inputs = Inputs.of(example_input)
     fused = torch.backends.mha.get_fastpath_enabled()
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import
+
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     with undisturbed(model), ExitStack() as slow:
         # Fused attention and encoder kernels hide their products from the counter.
