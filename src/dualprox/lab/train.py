@@ -118,6 +118,10 @@ class Training:
             self.schedule = multistep(self.opt, milestones, run.gamma)
         self.epoch = 0
         self.plan = dp.Plan()
+        # The structure that everything is counted against if the network gets smaller.
+        self.whole: dp.NetworkStructure | None = None
+        if run.shrink_at_restart and isinstance(self.opt, dp.ProximalOptimizer):
+            self.whole = dp.structure(self.opt)
 
     def structured(self) -> contextlib.AbstractContextManager[None]:
         """The structured point swapped in; the network as it is for optimizers without one."""
@@ -150,13 +154,27 @@ class Training:
         }
         if self.monitor is not None and isinstance(self.opt, dp.ProximalOptimizer):
             record = asdict(self.monitor.update())
-            row |= dp.structure(self.opt).to_dict() | {
+            row |= self.sparsity(dp.structure(self.opt)) | {
                 name: value for name, value in record.items() if name != "epoch"
             }
         self.schedule.step()
         if run.shrink_at_restart and self.epoch in run.milestones:
             self.shrink_()
         return row
+
+    def sparsity(self, found: dp.NetworkStructure) -> dict[str, float | None]:
+        """The shares of `NetworkStructure`; what has left the network counts as zero."""
+        if not self.plan.keep or self.whole is None:
+            return found.to_dict()
+        groups = sum(layer.total for layer in self.whole.layers)
+        entries = sum(layer.parameters for layer in self.whole.layers)
+        live = sum(layer.parameters - (layer.in_dead_groups or 0) for layer in found.layers)
+        nonzero = sum(layer.parameters - layer.zeros for layer in found.layers)
+        return found.to_dict() | {
+            "group_sparsity": 1 - sum(layer.size for layer in found.layers) / groups,
+            "weighted_group_sparsity": 1 - live / entries,
+            "unstructured_sparsity": 1 - nonzero / entries,
+        }
 
     def shrink_(self) -> None:
         """Remove what is dead at the structured point, and go on with the rest."""
