@@ -4,10 +4,10 @@
     dualprox train cifar_resnet_ramda --out runs/cifar --set data_dir=DATA
     python benchmarks/slim_networks.py runs/fsdd runs/cifar --save
 
-Reads finished run folders, writes ONNX beside each, and measures accuracy again on the slim
-network and in onnxruntime. Costs and latencies are those that `dualprox train` measured when the
-run ended: dense and slim in turns, in one process. `--save` stores benchmarks/results/slim-cpu.json
-from a clean git tree; `dualprox bench table --write` puts it into the README.
+Shrinks the networks of finished run folders again, dense and slim timed in turns in one process,
+writes ONNX beside each, and measures accuracy on the slim network and in onnxruntime. `--save`
+stores benchmarks/results/slim-cpu.json from a clean git tree; `dualprox bench table --write` puts
+it into the README. `--trained-at` notes the commit that trained them, if it is another.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import dualprox as dp
 from dualprox.files import write_json
 from dualprox.lab.bench import results
 from dualprox.lab.data import load
-from dualprox.lab.slim import trained_model
+from dualprox.lab.slim import shrink_run, summary_of, trained_model
 from dualprox.lab.train import example_input, make_model
 
 
@@ -43,18 +43,12 @@ def row(folder: Path) -> dict[str, Any]:
     run, model, plan = trained_model(folder)
     summary = json.loads((folder / "summary.json").read_text())
     split = load(run.data, run.data_dir)
+    _, report = shrink_run(run, model, plan, folder)
     slim = dp.load_slim(make_model(run), folder).eval()
     onnx = folder / "slim.onnx"
     apart = dp.save_onnx(slim, example_input(run), onnx)
     session = onnxruntime.InferenceSession(onnx)
     name = session.get_inputs()[0].name
-    found = {
-        key: value
-        for key, value in summary.items()
-        if key.startswith(
-            ("params", "macs", "latency", "slim", "val", "dense", "weighted", "train")
-        )
-    }
     return {
         "recipe": run.recipe,
         "data": run.data,
@@ -62,8 +56,10 @@ def row(folder: Path) -> dict[str, Any]:
         "epochs": run.epochs,
         "threads": run.threads,
         "coupled": run.coupled,
-        "shrunk_while_trained": bool(plan.keep),
-        **found,
+        "shrunk_while_trained": run.shrink_at_restart,
+        "dense_val_accuracy": summary["dense_val_accuracy"],
+        "train_seconds": summary["train_seconds"],
+        **summary_of(report),
         "structured_accuracy": accuracy(model.eval(), split.validation()),
         "slim_accuracy": accuracy(slim, split.validation()),
         "onnx_accuracy": accuracy(
@@ -78,13 +74,16 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, help="finished run folders")
+    parser.add_argument("--trained-at", metavar="HASH", help="the commit that trained them")
     parser.add_argument("--save", action="store_true", help="store the result")
     args = parser.parse_args()
     if args.save:
         results.require_storable(False, None)
     rows = [row(folder) for folder in args.runs]
     place = results.environment(torch.device("cpu"), max(r["threads"] for r in rows))
-    result = results.complete("slim", {"rows": rows}, place, {"quick": False})
+    result = results.complete(
+        "slim", {"rows": rows}, place, {"quick": False, "trained_at": args.trained_at}
+    )
     json.dump(rows, sys.stdout, indent=2)
     root = results.repository()
     if args.save and root is not None:

@@ -35,7 +35,10 @@ def _slim(result: dict[str, Any]) -> Table:
     head = ("recipe", "accuracy", "parameters", "MACs", "latency, batch 1", "latency, batch 64")
     lines = []
     for row in result["rows"]:
-        cells = [row["recipe"], f"{row['dense_val_accuracy']:.1%} → {row['slim_accuracy']:.1%}"]
+        name = row["recipe"] + (", shrunk at restarts" if row["shrunk_while_trained"] else "")
+        dense = row["dense_val_accuracy"]
+        accuracy = f"{row['slim_accuracy']:.1%}"
+        cells = [name, accuracy if dense is None else f"{dense:.1%} → {accuracy}"]
         for name, readable in (("params", readable_count), ("macs", readable_count)):
             before, after = row[f"{name}_dense"], row[f"{name}_slim"]
             cells.append(f"{readable(before)} → {readable(after)} ({after / before:.0%})")
@@ -51,7 +54,9 @@ def _caveats(result: dict[str, Any]) -> list[str]:
     told = dict.fromkeys(
         f"{row['recipe']}: {row['caveat']}" for row in result["rows"] if row["caveat"]
     )
-    return ["; ".join(told) + "."] if told else []
+    found = ["; ".join(told) + "."] if told else []
+    trained = result["settings"]["trained_at"]
+    return found if trained is None else [*found, f"Trained at {trained[:12]}, measured again by:"]
 
 
 def _step(result: dict[str, Any]) -> Table:
