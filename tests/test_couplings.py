@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 import dualprox as dp
-from dualprox.shrink.couple import Couplings, couplings
-from dualprox.shrink.inputs import Inputs
+from dualprox.shrinking.couple import Couplings, couplings
+from dualprox.shrinking.inputs import Inputs
 
 
 def found(model: nn.Module, example: object, free: tuple[str, ...] = ()) -> Couplings:

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 import dualprox as dp
-from dualprox.shrink.agreement import agreement, agreements
-from dualprox.shrink.factorize import LowRank, rounding_level
-from dualprox.shrink.inputs import Inputs
-from dualprox.shrink.replace import with_layers_exchanged
+from dualprox.shrinking.agreement import agreement, agreements
+from dualprox.shrinking.factorize import LowRank, rounding_level
+from dualprox.shrinking.inputs import Inputs
+from dualprox.shrinking.replace import with_layers_exchanged
 
 quick: dict[str, Any] = {"batch_sizes": (2,), "seconds": 0.01}
 
@@ -424,7 +424,7 @@ def test_trainable_and_frozen_parameters_stay_so():
 
 
 def test_a_difference_beyond_rounding_is_named(monkeypatch):
-    module = importlib.import_module("dualprox.shrink.factorize")
+    module = importlib.import_module("dualprox.shrinking.factorize")
     real = module._low_rank_layer
 
     def slightly_wrong(layer, split):

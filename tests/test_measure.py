@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import dualprox as dp
-from dualprox.shrink.inputs import Inputs, undisturbed
-from dualprox.shrink.measure import count_macs
+from dualprox.shrinking.inputs import Inputs, undisturbed
+from dualprox.shrinking.measure import count_macs
 
 
 def conv_macs(layer, inputs, out):

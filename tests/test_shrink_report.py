@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 import dualprox as dp
-from dualprox.shrink.report import attach_report
+from dualprox.shrinking.report import attach_report
 from dualprox.timing import Timing
 
 

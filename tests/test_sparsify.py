@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import dualprox as dp
-from dualprox.shrink.measure import count_macs
-from dualprox.shrink.sparse_layers import SemiStructuredLinear, SparseLinear, is_two_in_four
+from dualprox.shrinking.measure import count_macs
+from dualprox.shrinking.sparse_layers import SemiStructuredLinear, SparseLinear, is_two_in_four
 
 quick: dict[str, Any] = {"latency": False, "seconds": 0.02}
 

@@ -1,5 +1,8 @@
 """dualprox trains PyTorch networks into a structure, with guaranteed identification."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .coupling import Coupling, Member
 from .geometry import Slices
 from .grouping import ParamGroups, param_groups
@@ -13,7 +16,6 @@ from .optim import (
     SolveReport,
     StageSchedule,
 )
-from .optim.narrow import narrow_, shrink_training
 from .penalties import (
     L0,
     L1,
@@ -39,16 +41,6 @@ from .penalties import (
     Structure,
     Support,
 )
-from .shrink.attention import NarrowAttention
-from .shrink.export import export_program, load_slim, save_onnx, save_program, save_slim
-from .shrink.factorize import LowRank, factorize, factorize_like
-from .shrink.measure import Cost, Latency, compare, measure
-from .shrink.plan import Plan, apply_plan
-from .shrink.report import LayerChange, ShrinkReport, report_of
-from .shrink.slim import shrink
-from .shrink.sparse_layers import SemiStructuredLinear, SparseLinear
-from .shrink.sparsify import sparsify, sparsify_like
-from .shrink.trace import ShrinkError
 from .structure import NetworkStructure, StructureMonitor, StructureRecord
 from .structure.metrics import structure
 from .subproblem import (
@@ -60,7 +52,50 @@ from .subproblem import (
     Subproblem,
 )
 
+if TYPE_CHECKING:
+    from .optim.narrow import narrow_, shrink_training
+    from .shrinking.attention import NarrowAttention
+    from .shrinking.export import export_program, load_slim, save_onnx, save_program, save_slim
+    from .shrinking.factorize import LowRank, factorize, factorize_like
+    from .shrinking.measure import Cost, Latency, compare, measure
+    from .shrinking.plan import Plan, apply_plan
+    from .shrinking.report import LayerChange, ShrinkReport, report_of
+    from .shrinking.slim import shrink
+    from .shrinking.sparse_layers import SemiStructuredLinear, SparseLinear
+    from .shrinking.sparsify import sparsify, sparsify_like
+    from .shrinking.trace import ShrinkError
+
 __version__ = "0.1.0.dev0"
+
+# Shrinking comes late in a program's life, and its imports cost as much as all the others.
+_LATER = {
+    "Cost": "shrinking.measure",
+    "Latency": "shrinking.measure",
+    "LayerChange": "shrinking.report",
+    "LowRank": "shrinking.factorize",
+    "NarrowAttention": "shrinking.attention",
+    "Plan": "shrinking.plan",
+    "SemiStructuredLinear": "shrinking.sparse_layers",
+    "ShrinkError": "shrinking.trace",
+    "ShrinkReport": "shrinking.report",
+    "SparseLinear": "shrinking.sparse_layers",
+    "apply_plan": "shrinking.plan",
+    "compare": "shrinking.measure",
+    "export_program": "shrinking.export",
+    "factorize": "shrinking.factorize",
+    "factorize_like": "shrinking.factorize",
+    "load_slim": "shrinking.export",
+    "measure": "shrinking.measure",
+    "narrow_": "optim.narrow",
+    "report_of": "shrinking.report",
+    "save_onnx": "shrinking.export",
+    "save_program": "shrinking.export",
+    "save_slim": "shrinking.export",
+    "shrink": "shrinking.slim",
+    "shrink_training": "optim.narrow",
+    "sparsify": "shrinking.sparsify",
+    "sparsify_like": "shrinking.sparsify",
+}
 
 __all__ = [
     "L0",
@@ -136,3 +171,15 @@ __all__ = [
     "sparsify_like",
     "structure",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_LATER[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

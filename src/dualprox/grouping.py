@@ -3,15 +3,17 @@
 import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from .coupling import Coupling, Member
 from .geometry import Slices
 from .penalties import Coupled, GroupPenalty, Penalty
-from .shrink.couple import CoupledSet, couplings
-from .shrink.inputs import ExampleInput, Inputs
+
+if TYPE_CHECKING:  # what follows a network's graph is imported by those who ask for it
+    from .shrinking.couple import CoupledSet
+    from .shrinking.inputs import ExampleInput, Inputs
 
 Selector = str | type[nn.Module]
 
@@ -105,7 +107,7 @@ def param_groups(
     axes: Mapping[str, int] | None = None,
     heads: bool = False,
     coupled: bool = False,
-    example_input: ExampleInput | None = None,
+    example_input: "ExampleInput | None" = None,
 ) -> ParamGroups:
     """Penalize the weights of a model's layers; leave biases, norms and embeddings free.
 
@@ -164,6 +166,8 @@ def param_groups(
     gathered: dict[Any, tuple[Penalty | None, list[tuple[str, nn.Parameter]]]] = {}
     joint: dict[int, tuple[Penalty | None, str]] = {}
     if example_input is not None:
+        from .shrinking.inputs import Inputs
+
         joint = _coupled(model, chooser, owners, Inputs.of(example_input))
     for name, param in model.named_parameters():
         chosen, note = joint.get(id(param)) or chooser.choose(owners[id(param)])
@@ -186,9 +190,11 @@ def _coupled(
     model: nn.Module,
     chooser: "_Chooser",
     owners: Mapping[int, list[tuple[str, nn.Module, str]]],
-    inputs: Inputs,
+    inputs: "Inputs",
 ) -> dict[int, tuple[Penalty | None, str]]:
     """Penalty and note of every parameter that has or would have a group penalty, by its id."""
+    from .shrinking.couple import couplings
+
     wanted: dict[int, Penalty] = {}
     for identity, found in owners.items():
         penalties = {chooser.select(*owner)[0] for owner in found}
@@ -218,7 +224,7 @@ def _coupled(
 
 
 def _joint_penalty(
-    model: nn.Module, coupled: CoupledSet, wanted: Mapping[int, Penalty]
+    model: nn.Module, coupled: "CoupledSet", wanted: Mapping[int, Penalty]
 ) -> GroupPenalty | Coupled:
     """The penalty of a set of weights; of one weight with equal groups, that of a tensor."""
     params = [model.get_parameter(reader.name) for reader in coupled.readers]

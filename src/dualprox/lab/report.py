@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..files import read_json_lines, write_json, write_png
-from ..shrink.report import readable_count, readable_seconds
+from ..shrinking.report import readable_count, readable_seconds
 from .data import CATALOGUE
 from .slim import shrink_run, summary_of
 from .train import Training, make_model

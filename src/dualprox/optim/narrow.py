@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..coupling import Coupling, Member
 from ..penalties import Coupled, GroupPenalty, Penalty
-from ..shrink.compact import Compaction
-from ..shrink.inputs import ExampleInput, Inputs
-from ..shrink.plan import Plan, apply_plan, narrowed
+from ..shrinking.compact import Compaction
+from ..shrinking.inputs import ExampleInput, Inputs
+from ..shrinking.plan import Plan, apply_plan, narrowed
 from .base import ProximalOptimizer
 
 Axes = Mapping[int, Sequence[int]]

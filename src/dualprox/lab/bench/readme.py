@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import write_text
-from ...shrink.report import readable_count
+from ...shrinking.report import readable_count
 from ..usage import UsageError
 from .contenders import BASELINE
 from .results import read_stored
