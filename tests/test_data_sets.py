@@ -30,12 +30,7 @@ real_data = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _same_threads_afterwards():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
+pytestmark = pytest.mark.usefixtures("torch_as_before")
 
 
 def write_idx(path, array):

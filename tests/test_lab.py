@@ -18,12 +18,7 @@ from dualprox.lab.recipes import RECIPES
 SHORT = ["--set", "epochs=3", "milestones=1,2", "model.hidden=12", "baseline=none"]
 
 
-@pytest.fixture(autouse=True)
-def _same_threads_afterwards():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
+pytestmark = pytest.mark.usefixtures("torch_as_before")
 
 
 def spawn(*args, **kwargs):

@@ -16,12 +16,7 @@ SHORT = ["--set", "epochs=4", "milestones=1,3", "model.hidden=24,12", "baseline=
 SHORT += ["penalty.strength=2e-3"]
 
 
-@pytest.fixture(autouse=True)
-def _same_settings_afterwards():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
+pytestmark = pytest.mark.usefixtures("torch_as_before")
 
 
 def test_a_run_ends_with_a_smaller_network_that_scores_the_same(tmp_path: Path) -> None:

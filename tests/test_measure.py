@@ -142,7 +142,7 @@ def test_a_model_that_raises_is_left_as_it_was():
 class TwoAtMost(nn.Linear):
     def forward(self, input):
         if len(input) > 2:
-            raise NotImplementedError("at most two\nat a time")
+            raise ValueError("at most two\nat a time")
         return super().forward(input)
 
 
@@ -152,7 +152,7 @@ def test_a_batch_size_that_does_not_run_says_why():
     assert one.timing is not None and not one.failure
     assert one.timing.q1 <= one.timing.median <= one.timing.q3
     assert (four.batch_size, four.timing) == (4, None)
-    assert four.failure == "NotImplementedError: at most two"
+    assert four.failure == "ValueError: at most two"
 
 
 class Slow(nn.Module):

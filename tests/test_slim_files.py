@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,6 +115,48 @@ def test_onnxruntime_computes_what_torch_computes(slim: nn.Module, tmp_path: Pat
     (feed,) = session.get_inputs()
     (found,) = session.run(None, {feed.name: example(6).numpy()})
     torch.testing.assert_close(torch.from_numpy(found), slim(example(6)))
+
+
+def test_a_network_of_one_batch_size_keeps_the_examples(tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.view(3, 4))
+
+    model = Fixed().eval()
+    assert dp.save_onnx(model, torch.randn(3, 4), tmp_path / "fixed.onnx") < 1e-5
+    assert ort.InferenceSession(tmp_path / "fixed.onnx").get_inputs()[0].shape == [3, 4]
+
+
+def test_an_onnx_file_that_computes_something_else_is_not_kept(
+    slim: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    true_run = ort.InferenceSession.run
+
+    def wrong(self: Any, *args: Any) -> Any:
+        return [array * 1.01 for array in true_run(self, *args)]
+
+    monkeypatch.setattr(ort.InferenceSession, "run", wrong)
+    with pytest.raises(dp.ShrinkError, match="onnxruntime's outputs differ"):
+        dp.save_onnx(slim, example(1), tmp_path / "slim.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_is_applied_as_the_report_holds_it(slim: nn.Module) -> None:
+    plan = json.loads(json.dumps(dp.report_of(slim).plan))
+    again = dp.apply_plan(network(), plan)
+    again.load_state_dict(slim.state_dict())
+    assert torch.equal(again.eval()(example(2)), slim(example(2)))
+    with pytest.raises(ValueError, match="got one of factorize: factorize_like takes it"):
+        dp.apply_plan(network(), {"change": "factorize", "layers": {}})
 
 
 def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:

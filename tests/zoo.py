@@ -5,6 +5,7 @@ oracle of `oracles/channels.py`, layer after layer; so that a mistake in how the
 network shows as another count.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -18,16 +19,16 @@ from oracles.channels import Channels, Wire, Wires
 relu = torch.relu
 
 
-class Net(nn.Module):
+class Net(nn.Module, ABC):
     """A network of the zoo."""
 
+    @abstractmethod
     def example(self) -> Tensor:
         """An input with a batch of two."""
-        raise NotImplementedError
 
+    @abstractmethod
     def count(self, c: Channels) -> None:
         """Describe the network to the oracle."""
-        raise NotImplementedError
 
 
 class Mlp(Net):

@@ -10,11 +10,12 @@ from torch import Tensor, fx, nn
 
 from . import layers, moves, products, recurrent
 from .analysis import Analysis, Doubt
+from .attention import NarrowAttention
 from .inputs import Inputs, undisturbed
 from .plan import Plan, apply_plan, widen
 from .products import shifts_of
 from .prove import compare, where_it_failed
-from .trace import ShrinkError, Trace, layer_of
+from .trace import ShrinkError, Trace, is_within, layer_of
 from .units import Ids, Removal
 from .widths import Guess, new_widths
 
@@ -118,7 +119,7 @@ class Compaction:
         attention = [
             name
             for name, module in self.modules.items()
-            if type(module).__name__ == "NarrowAttention"
+            if isinstance(module, NarrowAttention)
             and any(kept.startswith(f"{name}." if name else "") for kept in keep)
         ]
         biases = [layer for layer in self.folded() if self.modules[layer].bias is None]
@@ -196,7 +197,7 @@ class Compaction:
         else:
             # What it reads stays already, and it still differs: all of its layer stays.
             layer = layer_of(doubt.node)
-            inside = [n for n in self.trace.calls if layer_of(n).startswith(layer)]
+            inside = [n for n in self.trace.calls if is_within(n, layer)]
             fresh = [node for node in inside if node not in self.doubts] or self.trace.calls
             for node in fresh:
                 self.doubts[node] = Doubt(node, doubt.reason)

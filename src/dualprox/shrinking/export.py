@@ -104,7 +104,9 @@ def _distinct(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def export_program(model: nn.Module, example_input: ExampleInput) -> torch.export.ExportedProgram:
-    """The network in evaluation as a `torch.export` program whose batch may have any size.
+    """The network in evaluation as a `torch.export` program, whose batch may have any size.
+
+    Where the network's code allows but one size of the batch, that is the example's.
 
     Args:
         model: any module.
@@ -113,24 +115,32 @@ def export_program(model: nn.Module, example_input: ExampleInput) -> torch.expor
     Raises:
         ShrinkError: torch.export cannot trace the network.
     """
-    # Two of them: torch takes an axis of length one for a constant.
-    inputs = Inputs.of(example_input).at_batch(2)
-    size = Inputs.of(example_input).batch_size
+    given = Inputs.of(example_input)
+    size = given.batch_size
 
     def axes(tensor: Any) -> Any:
         free = isinstance(tensor, Tensor) and tensor.dim() and tensor.shape[0] == size
         return {0: torch.export.Dim.AUTO} if free else None
 
-    given = Inputs.of(example_input)
-    shapes = pytree.tree_map(axes, (given.args, given.kwargs))
-    dynamic = {**dict(enumerate(shapes[0])), **shapes[1]} if given.kwargs else shapes[0]
-    was_training = [(module, module.training) for module in model.modules()]
+    args, kwargs = pytree.tree_map(axes, (given.args, given.kwargs))
+    try:
+        # Two of them: torch takes an axis of length one for a constant.
+        free = _exported(model, given.at_batch(2), {**dict(enumerate(args)), **kwargs})
+    except ShrinkError:  # perhaps for the batch alone; if not, it is raised again below
+        return _exported(model, given, None)
+    return free if free.range_constraints else _exported(model, given, None)
+
+
+def _exported(model: nn.Module, inputs: Inputs, axes: Any) -> torch.export.ExportedProgram:
+    # A dict of axes stands for keyword arguments, by name; a tuple for positional ones.
+    shapes = axes if axes is None or inputs.kwargs else tuple(axes.values())
+    training = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.export(
-                model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic, strict=False
+                model, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False
             )
     except Exception as error:
         raise ShrinkError(
@@ -138,7 +148,7 @@ def export_program(model: nn.Module, example_input: ExampleInput) -> torch.expor
             f"{str(error).strip().splitlines()[0]}"
         ) from error
     finally:
-        for module, flag in was_training:
+        for module, flag in training:
             module.training = flag
 
 
@@ -153,7 +163,7 @@ def save_onnx(model: nn.Module, example_input: ExampleInput, path: str | Path) -
 
     Args:
         model: any module.
-        example_input: as in `shrink`; the batch may have any size afterwards.
+        example_input: as in `shrink`; about the batch see `export_program`.
         path: of the file; an older one is replaced when the new one has been checked.
 
     Returns:
@@ -169,32 +179,22 @@ def save_onnx(model: nn.Module, example_input: ExampleInput, path: str | Path) -
     except ImportError as error:
         raise ImportError('ONNX needs more packages: pip install "dualprox[onnx]"') from error
     program = export_program(model, example_input)
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)  # it tells of packages that are not installed
-        converted = torch.onnx.export(program, dynamo=True, verbose=False)
-    logger.setLevel(level)
-    assert converted is not None
+    converted = _converted(program)
     given = Inputs.of(example_input)
-    runs = [given.at_batch(2), given.at_batch(3).at_random(torch.Generator().manual_seed(0))]
+    runs = [given]
+    if program.range_constraints:
+        runs.append(given.at_batch(3).at_random(torch.Generator().manual_seed(0)))
+    worst = 0.0
     with replaced(Path(path)) as temporary:
         converted.save(str(temporary))
         session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
         names = [each.name for each in session.get_inputs()]
-        worst = 0.0
-        for number, run in enumerate(runs):
-            leaves = [leaf for leaf in pytree.tree_leaves((run.args, run.kwargs))]
+        for run in runs:
+            leaves = pytree.tree_leaves((run.args, run.kwargs))
             feed = {name: leaf.cpu().numpy() for name, leaf in zip(names, leaves, strict=True)}
             with undisturbed(model):
                 wanted = [t.detach().cpu() for t in real_outputs(run.run(model))]
-            try:
-                found = [torch.from_numpy(array) for array in session.run(None, feed)]
-            except Exception:
-                if number:  # the batch of some networks is fixed
-                    continue
-                raise
+            found = [torch.from_numpy(array) for array in session.run(None, feed)]
             found = [tensor for tensor in found if tensor.is_floating_point()]
             apart = largest_difference(wanted, found)
             largest = max((float(t.abs().max()) for t in wanted if t.numel()), default=0.0)
@@ -202,6 +202,19 @@ def save_onnx(model: nn.Module, example_input: ExampleInput, path: str | Path) -
                 raise ShrinkError(f"onnxruntime's outputs differ from torch's by {apart:.3g}")
             worst = max(worst, apart)
     return worst
+
+
+def _converted(program: torch.export.ExportedProgram) -> Any:
+    """The program in ONNX, without word of packages that torch's exporter would use as well."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.onnx.export(program, dynamo=True, verbose=False)
+    finally:
+        logger.setLevel(level)
 
 
 def _safetensors() -> Any:

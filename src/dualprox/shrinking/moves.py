@@ -116,28 +116,29 @@ def permute(a: Analysis, node: fx.Node, x: Value, *args: Any) -> Value:
 def expand(a: Analysis, node: fx.Node, x: Value, *_: Any, **__: Any) -> Value:
     """Axes of length one are repeated; the copies have no units of their own."""
     del a
+    shape, new = _axes_in_front(node, x)
+    ids = [rigid(n) for n in shape]
+    for axis, own in enumerate(x.ids, start=new):
+        if len(own) == shape[axis]:
+            ids[axis] = own
+    return Value(shape, tuple(ids), mapped(lambda t: t.reshape((1,) * new + t.shape), x.known))
+
+
+def _axes_in_front(node: fx.Node, x: Value) -> tuple[tuple[int, ...], int]:
+    """The shape of a result with more axes than x, and how many it has in front of x's."""
     shape = shapes_of(node)[0]
     assert shape is not None
-    new = len(shape) - len(x.shape)
-    ids = [rigid(n) for n in shape]
-    for axis, own in enumerate(x.ids):
-        if x.shape[axis] == shape[axis + new]:
-            ids[axis + new] = own
-    return Value(shape, tuple(ids), mapped(lambda t: t.reshape((1,) * new + t.shape), x.known))
+    return shape, len(shape) - len(x.shape)
 
 
 @handles("repeat")
 def repeat(a: Analysis, node: fx.Node, x: Value, times: list[int]) -> Value:
     """Copies one after another."""
     del a
-    shape = shapes_of(node)[0]
-    assert shape is not None
-    new = len(shape) - len(x.shape)
+    shape, new = _axes_in_front(node, x)
     ids = [rigid(n) for n in shape]
-    for axis, own in enumerate(x.ids):
-        ids[axis + new] = np.tile(own, times[axis + new])
-    for axis in range(new):
-        ids[axis] = rigid(shape[axis])
+    for axis, own in enumerate(x.ids, start=new):
+        ids[axis] = np.tile(own, times[axis])
     return Value(shape, tuple(ids))
 
 

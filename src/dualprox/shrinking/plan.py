@@ -52,6 +52,11 @@ class Plan:
         Raises:
             ValueError: it is no plan, or of another format.
         """
+        if isinstance(values, Mapping) and "change" in values:
+            change = values["change"]
+            raise ValueError(
+                f"plan must be one of shrink, got one of {change}: {change}_like takes it"
+            )
         if not isinstance(values, Mapping) or values.get("format") != _FORMAT:
             found = values.get("format") if isinstance(values, Mapping) else type(values).__name__
             raise ValueError(f"plan must be of format {_FORMAT}, got {found!r}")
@@ -127,7 +132,7 @@ def _plain(name: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
     return dict(attributes)
 
 
-def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
+def apply_plan(model: nn.Module, plan: Plan | Mapping[str, Any]) -> nn.Module:
     """A copy of `model` cut down to what the plan keeps; the original is untouched.
 
     Given a freshly made network of the architecture that was shrunk, it makes one that the slim
@@ -135,7 +140,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
 
     Args:
         model: of the architecture that the plan was made for.
-        plan: from ``shrink(...).report.plan`` or `Plan.load`.
+        plan: a `Plan`, or what ``shrink(...).report.plan`` holds, or what JSON made of it.
 
     Returns:
         A new module of the same class, with the same names of parameters.
@@ -155,6 +160,8 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
           (1): Linear(in_features=2, out_features=2, bias=True)
         )
     """
+    if not isinstance(plan, Plan):
+        plan = Plan.from_dict(plan)
     slim = copy.deepcopy(model)
     modules = dict(slim.named_modules())
     for name in (*plan.attributes, *plan.biases, *plan.attention):

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from .analysis import Analysis, Doubt
-from .trace import Trace, arguments, described, layer_of, lines_of, operator, shapes_of
+from .trace import Trace, arguments, described, is_within, layer_of, lines_of, operator, shapes_of
 from .units import Removal
 from .values import Value
 
@@ -193,7 +193,7 @@ def where_it_failed(trace: Trace, slim: Any, error: BaseException) -> list[fx.No
     lines = {line for _, line in frames}
     layers = [names[owner] for owner, _ in frames if owner in names]
     for layer in reversed(layers):
-        inside = [n for n in trace.calls if layer_of(n) == layer or _within(n, layer)]
+        inside = [n for n in trace.calls if is_within(n, layer)]
         at_line = [n for n in inside if lines_of(n)[-1:] and lines_of(n)[-1] in lines]
         if at_line:
             return at_line
@@ -201,10 +201,6 @@ def where_it_failed(trace: Trace, slim: Any, error: BaseException) -> list[fx.No
         if own or inside:
             return own or inside
     return []
-
-
-def _within(node: fx.Node, layer: str) -> bool:
-    return not layer or layer_of(node).startswith(f"{layer}.")
 
 
 def _frames(error: BaseException) -> Iterator[tuple[int, tuple[str, int]]]:

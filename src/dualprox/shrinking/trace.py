@@ -126,6 +126,12 @@ def layer_of(node: fx.Node) -> str:
     return name.replace("L['self']", "").lstrip(".")
 
 
+def is_within(node: fx.Node, layer: str) -> bool:
+    """Whether this layer, or one inside it, runs the node."""
+    own = layer_of(node)
+    return not layer or own == layer or own.startswith(f"{layer}.")
+
+
 def lines_of(node: fx.Node) -> list[tuple[str, int]]:
     """(file, line) of the calls that led to the node, outermost first."""
     found = re.findall(r'File "(.+?)", line (\d+)', node.meta.get("stack_trace") or "")
