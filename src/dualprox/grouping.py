@@ -236,7 +236,7 @@ def _joint_penalty(
     (penalty,) = penalties
     assert isinstance(penalty, GroupPenalty)
     first = coupled.readers[0]
-    block = len(first.groups) // coupled.count
+    block = max(1, len(first.groups) // coupled.count)
     regular = tuple(i // block for i in range(len(first.groups)))
     if len(params) == 1 and first.groups == regular and first.slices.block == 1:
         slices = first.slices

@@ -80,13 +80,13 @@ def couplings(model: nn.Module, inputs: Inputs, free: Iterable[str] = ()) -> Cou
         ShrinkError: torch.export cannot trace the model.
     """
     dense = widen(copy.deepcopy(model)).eval()
-    _fill(dense)
+    fill(dense)
     trace = Trace(dense, inputs)
     given_up: dict[tuple[str, int], str] = {}
     stays: dict[str, str] = {}
     for _ in range(_MOST_TRIALS):
-        _fill(dense)
-        found = _Channels(Analysis(trace, {}, fold=False), set(free), given_up).couplings()
+        fill(dense)
+        found = Channels(Analysis(trace, {}, fold=False), set(free), given_up).couplings()
         stays = found.stays
         refused = {
             place: reason
@@ -99,8 +99,8 @@ def couplings(model: nn.Module, inputs: Inputs, free: Iterable[str] = ()) -> Cou
     return Couplings((), dict.fromkeys(stays, "no channel could be proven removable"))
 
 
-def _fill(model: nn.Module) -> None:
-    """Weights that are nowhere zero: which reads which is asked, not how much."""
+def fill(model: nn.Module) -> None:
+    """Make all weights nonzero: which reads which is asked, not how much."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for param in model.parameters():
@@ -108,8 +108,17 @@ def _fill(model: nn.Module) -> None:
                 param.copy_(torch.rand(param.shape, generator=generator) + 0.5)
 
 
-class _Channels:
-    """The channels of an analyzed network and their readers."""
+class Channels:
+    """The channels of an analyzed network and their readers.
+
+    Args:
+        analysis: of a network whose weights are nowhere zero.
+        free: names of parameters that may not belong to a group; channels that they read stay.
+        given_up: (parameter, slice) -> why the channel that it reads stays all the same.
+
+    Attributes:
+        reads: each product with the name of its weight and how that is cut.
+    """
 
     def __init__(
         self, analysis: Analysis, free: set[str], given_up: dict[tuple[str, int], str]
@@ -240,7 +249,7 @@ def _refused(
     dense: nn.Module, trace: Trace, inputs: Inputs, found: Couplings, parity: int
 ) -> dict[tuple[str, int], str]:
     """(weight, slice) -> why it stays although its group is zero; tried on every other group."""
-    _fill(dense)
+    fill(dense)
     params = dict(dense.named_parameters())
     readers = {reader.name: reader for coupled in found.sets for reader in coupled.readers}
     with torch.no_grad():

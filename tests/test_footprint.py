@@ -1,0 +1,59 @@
+"""The foreseen size of a network is the size that it has after shrinking."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import dualprox as dp
+from dualprox.shrinking.footprint import Footprint, Size
+from test_shrink_zoo import ZOO
+
+# Networks whose attention scores cost less when heads go, which the footprint does not foresee.
+SCORES = {name for name in ZOO if "coder" in name or "attention" in name}
+
+
+def killed(model: nn.Module, example: Any, seed: int) -> dict[str, Any]:
+    """Make random coupled groups zero; for each weight with groups which slices live."""
+    generator = torch.Generator().manual_seed(seed)
+    live = {}
+    for group in dp.param_groups(model, dp.GroupLasso(1.0), coupled=True, example_input=example):
+        penalty = group["penalty"]
+        if penalty is None:
+            continue
+        if isinstance(penalty, dp.Coupled):
+            members = penalty.coupling.members
+        else:
+            shape, cut = tuple(group["params"][0][1].shape), penalty.slices
+            members = [dp.Member(shape, cut, range(cut.count(shape)))] * len(group["params"])
+        count = 1 + max(max(member.groups) for member in members)
+        alive = torch.rand(count, generator=generator) < 0.6
+        alive[torch.randint(count, (), generator=generator)] = True
+        for (name, param), member in zip(group["params"], members, strict=True):
+            groups = torch.tensor(list(member.groups))
+            slices = torch.where(groups < 0, True, alive[groups.clamp_min(0)])
+            view = member.slices.view(param.data)
+            inner = member.slices.inner(view)
+            view.mul_(slices.reshape([1 if i in inner else n for i, n in enumerate(view.shape)]))
+            live[name] = slices.repeat_interleave(member.slices.block).numpy()
+    return live
+
+
+@pytest.mark.parametrize("name", sorted(ZOO.keys() - {"shufflenet"}))  # there all channels stay
+def test_the_footprint_is_what_shrinking_leaves(name: str) -> None:
+    seed = sum(map(ord, name))
+    torch.manual_seed(seed)
+    model = ZOO[name]().eval()
+    example = model.example()
+    whole = dp.measure(model, example, latency=False)
+    footprint = Footprint(model, example)
+    assert footprint.dense == Size(whole.parameters, whole.macs)
+    live = killed(model, example, seed)
+    slim = dp.shrink(model, example, latency=False)
+    foreseen, left = footprint.of(live), dp.measure(slim, example, latency=False)
+    assert foreseen.parameters == left.parameters < whole.parameters
+    if name not in SCORES:
+        assert foreseen.macs == left.macs < whole.macs
+    else:
+        assert left.macs <= foreseen.macs < whole.macs
