@@ -111,7 +111,16 @@ class ResnetSpec:
 OptimizerSpec = RamdaSpec | RmdaSpec | ProxSgdSpec | ProxAdamwSpec | AdamwSpec | SgdSpec
 ModelSpec = MlpSpec | Conv1dSpec | ResnetSpec
 DataName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "fsdd"]
-PenaltySpec = dp.GroupLasso | dp.SparseGroupLasso | dp.GroupMCP | dp.L1 | dp.NuclearNorm
+PenaltySpec = (
+    dp.GroupLasso
+    | dp.SparseGroupLasso
+    | dp.GroupMCP
+    | dp.GroupSCAD
+    | dp.GroupL0
+    | dp.GroupHalf
+    | dp.L1
+    | dp.NuclearNorm
+)
 _KINDS = {
     kind.__name__: kind
     for union in (OptimizerSpec, PenaltySpec, ModelSpec)

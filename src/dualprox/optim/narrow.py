@@ -1,6 +1,5 @@
 """Shrinking while training: dead groups leave the model and the optimizer together."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -141,8 +140,7 @@ def _narrow_slices(
         smaller.check(after)
         if penalty.size_weighted:
             # Smaller groups of the same weight.
-            growth = penalty.slices.size(before) / smaller.slices.size(after)
-            smaller = smaller.reweighted(math.sqrt(growth))
+            smaller = smaller.reweighted(_weight(penalty, before) / _weight(smaller, after))
         found[smaller] = name
     if len(found) > 1:
         raise ValueError(
@@ -150,6 +148,11 @@ def _narrow_slices(
             "make the param groups with coupled=True, which gives each weight its own"
         )
     return next(iter(found))
+
+
+def _weight(penalty: GroupPenalty, shape: torch.Size) -> float:
+    """lambda_g / strength in a tensor of this shape."""
+    return float(penalty.group_weight(torch.empty(shape, device="meta")))
 
 
 def _narrow_coupled(penalty: Coupled, axes: Sequence[Axes], parts: Sequence[int]) -> Coupled:

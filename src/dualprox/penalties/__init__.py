@@ -12,7 +12,8 @@ from .base import (
 from .constraints import Box, Cardinality, L2Ball, NonNegative
 from .coupled import Coupled
 from .low_rank import NuclearNorm, RankAtMost
-from .nonconvex import L0, MCP, SCAD, GroupMCP
+from .nonconvex import L0, MCP, SCAD
+from .nonconvex_groups import GroupHalf, GroupL0, GroupMCP, GroupSCAD
 from .sparse import L1, ElasticNet, GroupLasso, GroupPenalty, SparseGroupLasso
 
 __all__ = [
@@ -26,9 +27,12 @@ __all__ = [
     "DiagonalPenalty",
     "ElasticNet",
     "Faces",
+    "GroupHalf",
+    "GroupL0",
     "GroupLasso",
     "GroupMCP",
     "GroupPenalty",
+    "GroupSCAD",
     "L2Ball",
     "NonNegative",
     "NuclearNorm",

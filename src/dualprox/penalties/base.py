@@ -1,7 +1,7 @@
 """The contract every penalty keeps, and the kinds of structure a point can have."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -245,6 +245,26 @@ class Penalty(ABC):
     def along(self, axis: int, block: int, conv_groups: int) -> "Penalty":
         """The same penalty with groups along another axis; itself when it has no groups."""
         del axis, block, conv_groups
+        return self
+
+    def own_strength(self) -> float | None:
+        """The field `strength`; None for a penalty without one, such as a constraint."""
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        return known.get("strength")
+
+    def with_strength(self, strength: float) -> "Penalty":
+        """The same penalty with another value in the field `strength`; itself if it has none."""
+        if self.own_strength() is None:
+            return self
+        changes: dict[str, Any] = {"strength": strength}
+        return replace(self, **changes)
+
+    def with_concavity(self, concavity: float) -> "Penalty":
+        """The same penalty between its convex limit, at 0, and itself, at 1.
+
+        Penalties without such a limit, among them the convex ones, stay as they are.
+        """
+        del concavity
         return self
 
 

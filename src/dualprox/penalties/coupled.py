@@ -1,13 +1,13 @@
 """Group penalties whose groups span several tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..coupling import Coupling, Joint
-from .base import DiagonalPenalty, Support
+from .base import DiagonalPenalty, Penalty, Support
 from .sparse import GroupPenalty
 
 
@@ -113,6 +113,22 @@ class Coupled(DiagonalPenalty):
         weight = self.coupling.weight(w, by_size=False)
         is_penalized = weight.expand_as(self._joint(w)) > 0
         return _vector(w)[_vector(is_penalized)]
+
+    def own_strength(self) -> float | None:
+        """That of `penalty`."""
+        return self.penalty.own_strength()
+
+    def with_strength(self, strength: float) -> "Coupled":
+        """The same groups, and `penalty` with another strength."""
+        return self._with(self.penalty.with_strength(strength))
+
+    def with_concavity(self, concavity: float) -> "Coupled":
+        """The same groups, and `penalty` with another concavity."""
+        return self._with(self.penalty.with_concavity(concavity))
+
+    def _with(self, penalty: Penalty) -> "Coupled":
+        assert isinstance(penalty, GroupPenalty)
+        return self if penalty is self.penalty else replace(self, penalty=penalty)
 
     def along(self, axis: int, block: int, conv_groups: int) -> "Coupled":
         """Refuse: the groups are the coupling's."""

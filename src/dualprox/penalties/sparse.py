@@ -161,9 +161,13 @@ class GroupPenalty(DiagonalPenalty):
         """The same penalty with other groups."""
         return replace(self, axis=axis, block=block, conv_groups=conv_groups)
 
+    def group_weight(self, w: Tensor) -> float | Tensor:
+        """lambda_g / strength: sqrt(entries in a group), or 1 where sizes do not count."""
+        return self.partition(w).weight(w, self.size_weighted)
+
     def group_strength(self, w: Tensor) -> float | Tensor:
-        """lambda_g: strength, or strength * sqrt(entries in a group)."""
-        return self.strength * self.partition(w).weight(w, self.size_weighted)
+        """lambda_g."""
+        return self.strength * self.group_weight(w)
 
     def reweighted(self, factor: float) -> "GroupPenalty":
         """The same penalty with every lambda_g times a factor."""
