@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .shrinking.measure import Cost, Latency, compare, measure
     from .shrinking.plan import Plan, apply_plan
     from .shrinking.report import LayerChange, ShrinkReport, report_of
+    from .shrinking.select_linear import SelectLinear
     from .shrinking.slim import shrink
     from .shrinking.sparse_layers import SemiStructuredLinear, SparseLinear
     from .shrinking.sparsify import sparsify, sparsify_like
@@ -78,6 +79,7 @@ _LATER = {
     "LowRank": "shrinking.factorize",
     "NarrowAttention": "shrinking.attention",
     "Plan": "shrinking.plan",
+    "SelectLinear": "shrinking.select_linear",
     "SemiStructuredLinear": "shrinking.sparse_layers",
     "ShrinkError": "shrinking.trace",
     "ShrinkReport": "shrinking.report",
@@ -142,6 +144,7 @@ __all__ = [
     "ProximalOptimizer",
     "Rank",
     "RankAtMost",
+    "SelectLinear",
     "SemiStructuredLinear",
     "SeparablePenalty",
     "ShrinkError",

@@ -108,6 +108,7 @@ def param_groups(
     heads: bool = False,
     coupled: bool = False,
     example_input: "ExampleInput | None" = None,
+    select_inputs: bool = False,
 ) -> ParamGroups:
     """Penalize the weights of a model's layers; leave biases, norms and embeddings free.
 
@@ -133,6 +134,9 @@ def param_groups(
             a residual stream, of a concatenation, of an attention head. Then every dead group is
             a channel that `shrink` removes. Weights whose inputs have to stay are left free.
         example_input: for `coupled`, what the model is run on, as in `shrink`.
+        select_inputs: for `coupled`: inputs of nn.Linear that have to stay (pixels, channels that a
+            LayerNorm reads) are groups as well, each of its one weight: whenever one is dead,
+            ``shrink(..., select_inputs=True)`` lets the layer leave it unread.
 
     Returns:
         Param groups for any dualprox (or torch) optimizer, with parameter names; print them.
@@ -156,6 +160,8 @@ def param_groups(
         raise ValueError("by, axes and heads must keep their defaults for coupled groups")
     if coupled != (example_input is not None):
         raise ValueError("example_input must be given for coupled=True, and only there")
+    if select_inputs and not coupled:
+        raise ValueError("select_inputs must be False unless coupled=True, got True")
     chooser = _Chooser(model, penalty, by, include, exclude, axes, heads)
     owners: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for prefix, module in model.named_modules():
@@ -168,7 +174,7 @@ def param_groups(
     if example_input is not None:
         from .shrinking.inputs import Inputs
 
-        joint = _coupled(model, chooser, owners, Inputs.of(example_input))
+        joint = _coupled(model, chooser, owners, Inputs.of(example_input), select_inputs)
     for name, param in model.named_parameters():
         chosen, note = joint.get(id(param)) or chooser.choose(owners[id(param)])
         # Weights that share groups share a param group, and no others do.
@@ -191,9 +197,11 @@ def _coupled(
     chooser: "_Chooser",
     owners: Mapping[int, list[tuple[str, nn.Module, str]]],
     inputs: "Inputs",
+    select_inputs: bool,
 ) -> dict[int, tuple[Penalty | None, str]]:
     """Penalty and note of every parameter that has or would have a group penalty, by its id."""
-    from .shrinking.couple import couplings
+    from .shrinking.couple import couplings, with_own_groups
+    from .shrinking.select_inputs import why_not_selecting
 
     wanted: dict[int, Penalty] = {}
     for identity, found in owners.items():
@@ -210,15 +218,27 @@ def _coupled(
     for identity in wanted:
         _, module, leaf = owners[identity][0]
         joint[identity] = None, _kind(module, leaf)
-    for name, reason in found.stays.items():
-        joint[id(model.get_parameter(name))] = None, f"its inputs stay: {reason}"
-    for coupled in found.sets:
+    stay = {name: f"inputs stay: {reason}" for name, reason in found.stays.items()}
+    able: set[str] = set()
+    if select_inputs:
+        names = [name for name in stay if id(model.get_parameter(name)) in wanted]
+        for name, refusal in why_not_selecting(model, names, inputs).items():
+            if refusal:
+                stay[name] += f"; cannot be selected: {refusal}"
+            else:
+                stay[name] = "inputs stay, and can be selected"
+                able.add(name)
+    for name, note in stay.items():
+        param = model.get_parameter(name)
+        own = wanted[id(param)].along(1, 1, 1) if name in able else None
+        joint[id(param)] = own, f"its {note}"
+    for coupled in (with_own_groups(coupled, able) for coupled in found.sets):
         penalty = _joint_penalty(model, coupled, wanted)
         for reader in coupled.readers:
             others = len(coupled.readers) - 1
             note = f"coupled with {others} more" if others else ""
-            if -1 in reader.groups:
-                note = f"{note}; other inputs stay: {found.stays.get(reader.name, '')}"
+            if reader.name in stay:
+                note = f"{note}; other {stay[reader.name]}"
             joint[id(model.get_parameter(reader.name))] = penalty, note.removeprefix("; ")
     return joint
 

@@ -103,6 +103,11 @@ def _parser() -> argparse.ArgumentParser:
         help="keep widths that shrink multiples of N, padded with dead channels; 1",
     )
     shrinking.add_argument(
+        "--select-inputs",
+        action="store_true",
+        help="let layers select the inputs that they have weights for, where these have to stay",
+    )
+    shrinking.add_argument(
         "--onnx", action="store_true", help="write slim.onnx too, checked in onnxruntime"
     )
     shrinking.add_argument(
@@ -277,7 +282,7 @@ def _shrink(args: argparse.Namespace) -> int:
     out = args.folder if args.out is None else args.out
     try:
         run, model, plan = trained_model(args.folder)
-        slim, report = shrink_run(run, model, plan, out, args.round_to)
+        slim, report = shrink_run(run, model, plan, out, args.round_to, args.select_inputs)
         print(report)
         if args.program:
             dp.save_program(slim, example_input(run), out / "slim.pt2")

@@ -10,6 +10,7 @@ from torch import nn
 
 import dualprox as dp
 
+from ..checks import require
 from ..files import write_json
 from .settings import Run
 from .train import RunFolderError, example_input, make_model, read_checkpoint, read_run
@@ -38,7 +39,12 @@ def trained_model(folder: Path) -> tuple[Run, nn.Module, dp.Plan]:
 
 
 def shrink_run(
-    run: Run, model: nn.Module, plan: dp.Plan, folder: Path, round_to: int = 1
+    run: Run,
+    model: nn.Module,
+    plan: dp.Plan,
+    folder: Path,
+    round_to: int = 1,
+    select_inputs: bool = False,
 ) -> tuple[nn.Module, dp.ShrinkReport]:
     """Shrink the network of a run, or factorize it, and write what comes of it into a folder.
 
@@ -48,15 +54,27 @@ def shrink_run(
         plan: how that was cut out of the recipe's network while it was trained.
         folder: for `slim.safetensors`, `plan.json`, `shrink.json` and `shrink.png`.
         round_to: as in `dualprox.shrink`.
+        select_inputs: as in `dualprox.shrink`.
 
     Returns:
         The slim network and its report, which compares it with the recipe's network.
+
+    Raises:
+        ValueError: inputs are to be selected where the penalty is for low rank.
     """
     example = example_input(run)
     if isinstance(run.penalty, dp.NuclearNorm):
+        rule = f"False for {type(run.penalty).__name__}, which is factorized"
+        require(not select_inputs, "select_inputs", rule, select_inputs)
         slim = dp.factorize(model, example)
     else:
-        slim = dp.shrink(model, example, round_to=round_to, latency=not plan.keep)
+        slim = dp.shrink(
+            model,
+            example,
+            round_to=round_to,
+            select_inputs=select_inputs,
+            latency=not plan.keep,
+        )
     report = dp.report_of(slim)
     if plan.keep:
         before, after = dp.compare(make_model(run), slim, example)

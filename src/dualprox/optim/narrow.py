@@ -12,13 +12,19 @@ from ..penalties import Coupled, GroupPenalty, Penalty
 from ..shrinking.compact import Compaction
 from ..shrinking.inputs import ExampleInput, Inputs
 from ..shrinking.plan import Plan, apply_plan, narrowed
+from ..shrinking.select_inputs import selection_of
 from .base import ProximalOptimizer
 
 Axes = Mapping[int, Sequence[int]]
 
 
 def shrink_training(
-    model: nn.Module, opt: ProximalOptimizer, example_input: ExampleInput, *, round_to: int = 1
+    model: nn.Module,
+    opt: ProximalOptimizer,
+    example_input: ExampleInput,
+    *,
+    round_to: int = 1,
+    select_inputs: bool = False,
 ) -> tuple[nn.Module, Plan]:
     """Go on training on a smaller network: what is dead at the structured point is removed.
 
@@ -37,6 +43,7 @@ def shrink_training(
             everything has been checked.
         example_input: as in `shrink`.
         round_to: as in `shrink`.
+        select_inputs: as in `shrink`; for groups of ``param_groups(..., select_inputs=True)``.
 
     Returns:
         The smaller network, and the plan that leads to it. ``later.after(earlier)`` joins two
@@ -59,11 +66,15 @@ def shrink_training(
         >>> slim[0].out_features, plan.keep["2.weight"]
         (2, {1: (6, 7)})
     """
+    inputs = Inputs.of(example_input)
     with opt.structured():
-        found = Compaction(model, Inputs.of(example_input), round_to=round_to, fold=False)
-    slim = apply_plan(model, found.plan)
-    narrow_(opt, model, slim, found.plan)
-    return slim, found.plan
+        plan = Compaction(model, inputs, round_to=round_to, fold=False).plan
+        if select_inputs:
+            selection = selection_of(apply_plan(model, plan), inputs, round_to)
+            plan = replace(plan, select=selection.kept)
+    slim = apply_plan(model, plan)
+    narrow_(opt, model, slim, plan)
+    return slim, plan
 
 
 def narrow_(opt: ProximalOptimizer, model: nn.Module, slim: nn.Module, plan: Plan) -> None:
@@ -86,8 +97,10 @@ def narrow_(opt: ProximalOptimizer, model: nn.Module, slim: nn.Module, plan: Pla
     def part_count(param: Tensor) -> int:
         return parts.get(names[id(param)].rpartition(".")[0], 1)
 
+    cuts = plan.cuts()
+
     def axes(param: Tensor) -> Axes:
-        return plan.keep.get(names[id(param)], {})
+        return cuts.get(names[id(param)], {})
 
     penalties: list[Penalty | None] = []
     for group in opt.param_groups:

@@ -6,8 +6,8 @@ as a whole, and then the channel goes.
 """
 
 import copy
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -219,6 +219,24 @@ def _sets(weights: dict[str, tuple[Slices, Ids]]) -> Iterable[CoupledSet]:
             ),
             len(numbers),
         )
+
+
+def with_own_groups(coupled: CoupledSet, names: Collection[str]) -> CoupledSet:
+    """The set in which each slice of the named weights that had no group is one by itself."""
+    if not any(reader.name in names and -1 in reader.groups for reader in coupled.readers):
+        return coupled
+    numbers: dict[tuple[str, int], int] = {}  # by first appearance
+    readers = []
+    for reader in coupled.readers:
+        groups = []
+        for place, group in enumerate(reader.groups):
+            if group < 0 and reader.name not in names:
+                groups.append(-1)
+            else:
+                key = (reader.name, place) if group < 0 else ("", group)
+                groups.append(numbers.setdefault(key, len(numbers)))
+        readers.append(replace(reader, groups=tuple(groups)))
+    return CoupledSet(tuple(readers), len(numbers))
 
 
 def _slices(analysis: Analysis, product: Product) -> tuple[str, Slices | None]:

@@ -260,6 +260,22 @@ def select(a: Analysis, node: fx.Node, x: Value, dim: int, index: int) -> Value:
     return Value(shape, tuple(ids for i, ids in enumerate(x.ids) if i != dim), known)
 
 
+@handles("index_select")
+def index_select(a: Analysis, node: fx.Node, x: Value, dim: int, index: Value) -> Any:
+    """Indices that a constant names: all stay where they are, a name that nobody needs goes."""
+    if index.data is None or index.data.dim() != 1 or not x.shape:
+        return a.opaque(node)
+    dim %= len(x.shape)
+    a.pin(x, f"{described(node)} reads it by its index", [dim])
+    result = x.with_axis(dim, index.ids[0])
+    known = x.known
+    if known is not None and known.mask.shape[dim] > 1:
+        places = index.data.detach().cpu()
+        known = mapped(lambda t: t.index_select(dim, places), known)
+    shape = tuple(map(len, result.ids))
+    return Value(shape, result.ids, known)
+
+
 @handles("unbind")
 def unbind(a: Analysis, node: fx.Node, x: Value, dim: int = 0) -> list[Value]:
     """Every index along an axis by itself."""

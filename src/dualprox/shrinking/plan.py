@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ..files import write_text
 from .attention import NarrowAttention
+from .replace import with_layers_exchanged
+from .select_linear import SelectLinear
 
 _FORMAT = 1
 
@@ -25,12 +27,15 @@ class Plan:
         attributes: name of a module -> attribute -> its new value: widths, groups, heads.
         biases: names of modules that get a bias they did not have.
         attention: names of `nn.MultiheadAttention` modules that become `NarrowAttention`.
+        select: names of `nn.Linear` modules that become `SelectLinear` -> which of the inputs that
+            are left they read, in order; a module of several names stands under all of them.
     """
 
     keep: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     biases: tuple[str, ...] = ()
     attention: tuple[str, ...] = ()
+    select: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -43,6 +48,7 @@ class Plan:
             "attributes": {name: dict(values) for name, values in self.attributes.items()},
             "biases": list(self.biases),
             "attention": list(self.attention),
+            "select": {name: list(kept) for name, kept in self.select.items()},
         }
 
     @staticmethod
@@ -72,6 +78,10 @@ class Plan:
                 },
                 biases=tuple(map(str, values["biases"])),
                 attention=tuple(map(str, values["attention"])),
+                select={
+                    str(name): _indices(name, kept)
+                    for name, kept in values.get("select", {}).items()
+                },
             )
         except (KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"plan is damaged: {type(error).__name__}: {error}") from error
@@ -85,23 +95,49 @@ class Plan:
         """Read a plan that `save` wrote."""
         return Plan.from_dict(read_plan(path))
 
+    def cuts(self) -> dict[str, dict[int, tuple[int, ...]]]:
+        """`keep`, with what selecting layers leave of their weights."""
+        cuts = {name: dict(axes) for name, axes in self.keep.items()}
+        for layer, kept in self.select.items():
+            _cut_again(cuts.setdefault(_path(layer, "weight"), {}), 1, kept)
+        return cuts
+
     def after(self, earlier: "Plan") -> "Plan":
         """The plan from the network that `earlier` began with, by way of its result, to ours."""
         keep = {name: dict(axes) for name, axes in earlier.keep.items()}
+        select = dict(earlier.select)
+        # A layer that selects already is cut along the inputs that it selects.
+        narrower = {_path(layer, "weight"): layer for layer in earlier.select}
+        indices = {_path(layer, "index") for layer in earlier.select}
         for name, axes in self.keep.items():
-            own = keep.setdefault(name, {})
             for axis, kept in axes.items():
-                before = own.get(axis)
-                own[axis] = kept if before is None else tuple(before[i] for i in kept)
+                if name in narrower and axis == 1:
+                    before = select[narrower[name]]
+                    select[narrower[name]] = tuple(before[i] for i in kept)
+                elif name not in indices:
+                    _cut_again(keep.setdefault(name, {}), axis, kept)
         attributes = {name: dict(values) for name, values in earlier.attributes.items()}
         for name, values in self.attributes.items():
-            attributes.setdefault(name, {}).update(values)
+            chosen = {"in_features"} if name in earlier.select else set()
+            own = attributes.setdefault(name, {})
+            own.update({key: value for key, value in values.items() if key not in chosen})
         return Plan(
             keep,
             attributes,
             tuple(dict.fromkeys((*earlier.biases, *self.biases))),
             tuple(dict.fromkeys((*earlier.attention, *self.attention))),
+            {**select, **self.select},
         )
+
+
+def _path(layer: str, leaf: str) -> str:
+    return f"{layer}.{leaf}".removeprefix(".")
+
+
+def _cut_again(axes: dict[int, tuple[int, ...]], axis: int, kept: tuple[int, ...]) -> None:
+    """Keep these of the indices that are left of an axis, in place."""
+    before = axes.get(axis)
+    axes[axis] = kept if before is None else tuple(before[i] for i in kept)
 
 
 def read_plan(path: str | Path) -> Any:
@@ -164,7 +200,7 @@ def apply_plan(model: nn.Module, plan: Plan | Mapping[str, Any]) -> nn.Module:
         plan = Plan.from_dict(plan)
     slim = copy.deepcopy(model)
     modules = dict(slim.named_modules())
-    for name in (*plan.attributes, *plan.biases, *plan.attention):
+    for name in (*plan.attributes, *plan.biases, *plan.attention, *plan.select):
         if name not in modules:
             raise ValueError(f"plan must fit the model, which has no module {name!r}")
     slim = widen(slim, plan.attention)
@@ -202,7 +238,29 @@ def apply_plan(model: nn.Module, plan: Plan | Mapping[str, Any]) -> nn.Module:
         width = getattr(modules[name], "out_features", None) or modules[name].out_channels
         bias = torch.zeros(int(width), dtype=weight.dtype, device=weight.device)  # pyright: ignore
         modules[name].bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
-    return slim
+    return with_inputs_selected(slim, plan.select) if plan.select else slim
+
+
+def with_inputs_selected(model: nn.Module, select: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    """A copy of the model in which the named linear layers read these of their inputs alone.
+
+    Raises:
+        ValueError: a name is not that of an nn.Linear, or an index is out of its range.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    made: dict[int, SelectLinear] = {}
+    for name, kept in select.items():
+        layer = modules.get(name)
+        if type(layer) is not nn.Linear:
+            found = "nothing" if layer is None else type(layer).__name__
+            raise ValueError(f"plan must fit the model: {name} must be a Linear, got {found}")
+        if not kept or kept[-1] >= layer.in_features:
+            raise ValueError(
+                f"plan must fit the model: {name} has {layer.in_features} inputs, the plan "
+                f"selects {f'up to number {kept[-1]}' if kept else 'none'}"
+            )
+        made.setdefault(id(layer), SelectLinear.of(layer, kept))
+    return with_layers_exchanged(model, {name: made[id(modules[name])] for name in select})
 
 
 def _find(model: nn.Module, name: str) -> tuple[nn.Module, str, Tensor]:

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from .inputs import Inputs, undisturbed
+from .select_linear import SelectLinear
 
 _HOOKS = (
     "_forward_hooks",
@@ -44,6 +45,9 @@ def describe(layer: nn.Module) -> str:
         >>> describe(nn.Linear(784, 512)), describe(nn.Conv2d(64, 128, 3, groups=2))
         ('Linear 784->512', 'Conv2d 64->128 3x3 groups 2')
     """
+    if isinstance(layer, SelectLinear):
+        selects = f"selects {layer.in_features} of {layer.of_features} inputs"
+        return f"Linear {layer.in_features}->{layer.out_features}, {selects}"
     if isinstance(layer, nn.Linear):
         return f"{type(layer).__name__} {layer.in_features}->{layer.out_features}"
     if isinstance(layer, nn.modules.conv._ConvNd):

@@ -21,9 +21,22 @@ _RANDOM_RUNS = 3
 
 
 def require_same(
-    model: nn.Module, slim: nn.Module, inputs: Inputs, analysis: Analysis, removal: Removal
+    model: nn.Module,
+    slim: nn.Module,
+    inputs: Inputs,
+    analysis: Analysis,
+    removal: Removal,
+    cut: nn.Module | None = None,
 ) -> float:
     """Run both on the example and on random inputs, in float64 where the code lets them.
+
+    Args:
+        model: the network.
+        slim: the smaller one.
+        inputs: of one run.
+        analysis: of the network.
+        removal: what was removed from it.
+        cut: the network with this alone done to it, if more was done to `slim`.
 
     Returns:
         The largest difference of their outputs on the example, in their own dtype.
@@ -50,7 +63,7 @@ def require_same(
             if place == 0 and number == 0:
                 own = apart
             if apart > _allowed(ours):
-                layer = _first_difference(slim, inputs, analysis, removal)
+                layer = _first_difference(cut or slim, inputs, analysis, removal)
                 raise ShrinkError(
                     f"the smaller network differs by {apart:.3g} from {layer} on; "
                     "the given one is untouched"
@@ -62,6 +75,14 @@ def difference(model: nn.Module, slim: nn.Module, inputs: Inputs) -> float:
     """The largest difference of the outputs of two networks."""
     ours, theirs = _outputs(model, inputs), _outputs(slim, inputs)
     return torch.inf if ours is None or theirs is None else largest_difference(ours, theirs)
+
+
+def agrees(model: nn.Module, other: nn.Module, inputs: Inputs) -> bool:
+    """Whether two networks run on the inputs and compute the same but for rounding."""
+    ours, theirs = _outputs(model, inputs), _outputs(other, inputs)
+    if ours is None or theirs is None:
+        return False
+    return largest_difference(ours, theirs) <= _allowed(ours)
 
 
 def _widened(

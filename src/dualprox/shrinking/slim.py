@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -10,11 +11,13 @@ from ..checks import is_count, require
 from .compact import Compaction
 from .inputs import ExampleInput, Inputs
 from .measure import compare
-from .plan import apply_plan
+from .plan import apply_plan, with_inputs_selected
 from .replace import describe
 from .report import LayerChange, ShrinkReport, attach_report
 from .rounding import rounded_down
 from .sameness import difference, require_same
+from .select_inputs import Selection, selection_of
+from .select_linear import SelectLinear
 
 
 def shrink(
@@ -23,6 +26,7 @@ def shrink(
     *,
     round_to: int = 1,
     lossy: bool = False,
+    select_inputs: bool = False,
     latency: bool = True,
     batch_sizes: Sequence[int] = (1, 64),
 ) -> nn.Module:
@@ -44,6 +48,10 @@ def shrink(
         lossy: reach these multiples from above, by removing the weakest live channels too (those
             that are read with the smallest weights). That changes what the network computes, by
             the report's `max_abs_diff` on the example.
+        select_inputs: let each nn.Linear that is left with inputs that it has no weight for, since
+            they have to stay (pixels, channels that a LayerNorm reads), select the others: it
+            becomes a `SelectLinear`, W x = W[:, live] x[live]. With `round_to`, their number too
+            is a multiple.
         latency: measure it; a few seconds.
         batch_sizes: to measure latency at.
 
@@ -63,22 +71,30 @@ def shrink(
         >>> slim = dp.shrink(model, torch.randn(1, 4), latency=False)
         >>> slim[0], slim.report.before.parameters, slim.report.after.parameters
         (Linear(in_features=4, out_features=2, bias=True), 58, 16)
+        >>> with torch.no_grad():
+        ...     _ = model[0].weight[:, 1:].zero_()
+        >>> dp.shrink(model, torch.randn(1, 4), select_inputs=True, latency=False)[0]
+        SelectLinear(in_features=1, out_features=2, bias=True, of_features=4)
     """
     require(is_count(round_to), "round_to", "an int >= 1", round_to)
     require(not lossy or round_to > 1, "lossy", "False unless round_to > 1", lossy)
     inputs = Inputs.of(example_input)
     start = rounded_down(model, inputs, round_to) if lossy else model
     found = Compaction(start, inputs, round_to=round_to)
-    slim = slimmed(start, found)
-    apart = require_same(start, slim, inputs, found.analysis, found.removal)
+    slim = cut = slimmed(start, found)
+    selection = selection_of(cut, inputs, round_to) if select_inputs else Selection()
+    if selection.kept:
+        slim = with_inputs_selected(cut, selection.kept)
+    apart = require_same(start, slim, inputs, found.analysis, found.removal, cut)
     if lossy:
         apart = difference(model, slim, inputs)
     if latency:
         before, after = compare(model, slim, example_input, batch_sizes=batch_sizes)
     else:
         before, after = compare(model, slim, example_input, latency=False)
-    rows = layer_changes(model, slim, found)
-    return attach_report(slim, ShrinkReport(rows, before, after, apart, found.plan.to_dict()))
+    rows = layer_changes(model, slim, found, selection)
+    plan = replace(found.plan, select=selection.kept)
+    return attach_report(slim, ShrinkReport(rows, before, after, apart, plan.to_dict()))
 
 
 def slimmed(model: nn.Module, found: Compaction) -> nn.Module:
@@ -93,7 +109,9 @@ def slimmed(model: nn.Module, found: Compaction) -> nn.Module:
     return slim
 
 
-def layer_changes(model: nn.Module, slim: nn.Module, found: Compaction) -> tuple[LayerChange, ...]:
+def layer_changes(
+    model: nn.Module, slim: nn.Module, found: Compaction, selection: Selection
+) -> tuple[LayerChange, ...]:
     """A row per layer that has weights."""
     rows = []
     small = dict(slim.named_modules())
@@ -113,6 +131,16 @@ def layer_changes(model: nn.Module, slim: nn.Module, found: Compaction) -> tuple
             dead, removed = len(units), int(gone.sum())
             reasons = Counter(found.removal.reason(unit) for unit in units[~gone])
             stayed = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(3))
+        if name in selection.kept:
+            # More are dead than were: what only removed outputs had a weight for.
+            dead = removed + selection.dead[name]
+            layer = small[name]
+            assert isinstance(layer, SelectLinear)
+            filled = selection.dead[name] - (layer.of_features - layer.in_features)
+            removed = dead - filled
+            stayed = f"{filled}: it fills the number selected" if filled else ""
+        elif name in selection.stays:
+            stayed = f"{stayed}; selects none: {selection.stays[name]}".removeprefix("; ")
         rows.append(
             LayerChange(
                 name, describe(module), describe(small[name]), own, left, dead, removed, stayed

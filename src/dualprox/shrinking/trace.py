@@ -16,6 +16,7 @@ from torch.export.graph_signature import InputKind
 from torch.nn.modules.conv import _ConvNd
 
 from .inputs import Inputs
+from .select_linear import SelectLinear
 
 
 class ShrinkError(RuntimeError):
@@ -97,7 +98,7 @@ class Trace:
             name
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear | _ConvNd)
-            and type(module).__module__.startswith("torch.nn.")
+            and (type(module).__module__.startswith("torch.nn.") or type(module) is SelectLinear)
         }
         self.branches: dict[fx.Node, fx.GraphModule] = {}  # of `torch.cond` and its kin
         for node in self.graph.nodes:
