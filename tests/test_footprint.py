@@ -52,8 +52,8 @@ def test_the_footprint_is_what_shrinking_leaves(name: str) -> None:
     live = killed(model, example, seed)
     slim = dp.shrink(model, example, latency=False)
     foreseen, left = footprint.of(live), dp.measure(slim, example, latency=False)
-    assert foreseen.parameters == left.parameters < whole.parameters
+    assert foreseen.parameters == left.parameters <= whole.parameters
     if name not in SCORES:
-        assert foreseen.macs == left.macs < whole.macs
+        assert foreseen.macs == left.macs <= whole.macs
     else:
-        assert left.macs <= foreseen.macs < whole.macs
+        assert left.macs <= foreseen.macs <= whole.macs

@@ -56,10 +56,15 @@ from .subproblem import (
 )
 
 if TYPE_CHECKING:
+    from .fitting.control import SizeControl, SizeRecord
+    from .fitting.fit import Fit, fit
+    from .fitting.strength_max import strength_max
+    from .fitting.target import TargetSize
     from .optim.narrow import narrow_, shrink_training
     from .shrinking.attention import NarrowAttention
     from .shrinking.export import export_program, load_slim, save_onnx, save_program, save_slim
     from .shrinking.factorize import LowRank, factorize, factorize_like
+    from .shrinking.footprint import Footprint
     from .shrinking.measure import Cost, Latency, compare, measure
     from .shrinking.plan import Plan, apply_plan
     from .shrinking.report import LayerChange, ShrinkReport, report_of
@@ -74,6 +79,8 @@ __version__ = "0.1.0.dev0"
 # Shrinking comes late in a program's life, and its imports cost as much as all the others.
 _LATER = {
     "Cost": "shrinking.measure",
+    "Fit": "fitting.fit",
+    "Footprint": "shrinking.footprint",
     "Latency": "shrinking.measure",
     "LayerChange": "shrinking.report",
     "LowRank": "shrinking.factorize",
@@ -83,12 +90,16 @@ _LATER = {
     "SemiStructuredLinear": "shrinking.sparse_layers",
     "ShrinkError": "shrinking.trace",
     "ShrinkReport": "shrinking.report",
+    "SizeControl": "fitting.control",
+    "SizeRecord": "fitting.control",
     "SparseLinear": "shrinking.sparse_layers",
+    "TargetSize": "fitting.target",
     "apply_plan": "shrinking.plan",
     "compare": "shrinking.measure",
     "export_program": "shrinking.export",
     "factorize": "shrinking.factorize",
     "factorize_like": "shrinking.factorize",
+    "fit": "fitting.fit",
     "load_slim": "shrinking.export",
     "measure": "shrinking.measure",
     "narrow_": "optim.narrow",
@@ -100,6 +111,7 @@ _LATER = {
     "shrink_training": "optim.narrow",
     "sparsify": "shrinking.sparsify",
     "sparsify_like": "shrinking.sparsify",
+    "strength_max": "fitting.strength_max",
 }
 
 __all__ = [
@@ -119,6 +131,8 @@ __all__ = [
     "ElasticNet",
     "Exact",
     "Faces",
+    "Fit",
+    "Footprint",
     "GroupHalf",
     "GroupL0",
     "GroupLasso",
@@ -149,6 +163,8 @@ __all__ = [
     "SeparablePenalty",
     "ShrinkError",
     "ShrinkReport",
+    "SizeControl",
+    "SizeRecord",
     "Slices",
     "Solution",
     "SolveReport",
@@ -161,11 +177,13 @@ __all__ = [
     "StructureRecord",
     "Subproblem",
     "Support",
+    "TargetSize",
     "apply_plan",
     "compare",
     "export_program",
     "factorize",
     "factorize_like",
+    "fit",
     "load_slim",
     "measure",
     "narrow_",
@@ -178,6 +196,7 @@ __all__ = [
     "shrink_training",
     "sparsify",
     "sparsify_like",
+    "strength_max",
     "structure",
 ]
 

@@ -96,6 +96,15 @@ class DualAveraging(ProximalOptimizer):
             penalty=group["penalty"],
         )
 
+    def last_subproblem(self, unit: Unit) -> Subproblem:
+        """The last step's subproblem of a unit, from its state and the group's present penalty.
+
+        Its tensors, where the unit has several parameters, are bundles of theirs.
+        """
+        return self._subproblem(
+            joint_state([self.state[param] for param in unit.params]), unit.group
+        )
+
     def _has_moved(self, param: Tensor) -> bool:
         return bool(self.state.get(param)) and bool(self.state[param]["step"] > 0)
 
@@ -109,7 +118,7 @@ class DualAveraging(ProximalOptimizer):
         params, group = unit.params, unit.group
         if self._structured_depth or not self._has_moved(params[0]):
             return [param.detach().clone() for param in params]
-        problem = self._subproblem(joint_state([self.state[param] for param in params]), group)
+        problem = self.last_subproblem(unit)
         start = as_tensor(params).to(problem.linear.dtype)
         point = solve(problem, start, group.get("solver")).point
         return tensors_of(point.to(params[0].dtype))

@@ -120,7 +120,9 @@ def solve_half_equation(
         step = excess / (4 / 3 - 2 * mu * bend / square)
         step = torch.where(step.isfinite(), step, 0).clamp(-0.5, 0.5)
         mu = mu * torch.exp(-step)
-        if asks and not bool(whole((is_open & (step.abs() > torch.finfo(a.dtype).eps ** 0.5)).any())):
+        if asks and not bool(
+            whole((is_open & (step.abs() > torch.finfo(a.dtype).eps ** 0.5)).any())
+        ):
             break
     is_zero = ~(cost(mu, gain(mu)) < 0) & ~reach.isnan()
     mu = torch.where(is_zero | (low >= high), math.inf, mu)

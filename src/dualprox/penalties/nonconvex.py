@@ -116,11 +116,11 @@ class FoldedPenalty(SeparablePenalty):
 
     @abstractmethod
     def _phi(self, x: Tensor) -> Tensor:
-        """phi of each x >= 0, where concavity > 0."""
+        """Phi of each x >= 0, where concavity > 0."""
 
     @abstractmethod
     def _slope(self, x: Tensor) -> Tensor:
-        """phi'."""
+        """Phi'."""
 
     @abstractmethod
     def _prox(self, a: Tensor, d: float | Tensor, step: float | Tensor) -> Tensor:

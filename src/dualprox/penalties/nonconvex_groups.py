@@ -45,7 +45,9 @@ class FoldedGroupPenalty(GroupPenalty):
 
     @property
     def _limit(self) -> GroupLasso:
-        return GroupLasso(self.strength, self.axis, self.size_weighted, self.block, self.conv_groups)
+        return GroupLasso(
+            self.strength, self.axis, self.size_weighted, self.block, self.conv_groups
+        )
 
     @property
     def _knee(self) -> float:
@@ -53,11 +55,11 @@ class FoldedGroupPenalty(GroupPenalty):
 
     @abstractmethod
     def _phi(self, norm: Tensor, strength: float | Tensor) -> Tensor:
-        """phi of each norm, where concavity > 0."""
+        """Phi of each norm, where concavity > 0."""
 
     @abstractmethod
     def _slope(self, norm: Tensor, strength: float | Tensor) -> Tensor:
-        """phi'."""
+        """Phi'."""
 
     @abstractmethod
     def _norm_prox(self, norm: Tensor, step: float | Tensor, strength: float | Tensor) -> Tensor:
@@ -271,7 +273,7 @@ class GroupL0(GroupPenalty):
     def metric_prox(
         self, a: Tensor, d: float | Tensor, step: float | Tensor, start: Tensor | None = None
     ) -> tuple[Tensor, int]:
-        """a / d where that lowers the objective by more than step * lambda_g, else 0."""
+        """A / d where that lowers the objective by more than step * lambda_g, else 0."""
         del start
         slices = self.partition(a)
         view = slices.view(a)
@@ -331,7 +333,7 @@ class GroupHalf(GroupPenalty):
     def metric_prox(
         self, a: Tensor, d: float | Tensor, step: float | Tensor, start: Tensor | None = None
     ) -> tuple[Tensor, int]:
-        """z = a / (d + mu) for the mu of `solve_half_equation`; zero where that is infinite."""
+        """Z = a / (d + mu) for the mu of `solve_half_equation`; zero where that is infinite."""
         if isinstance(d, int | float) or d.dim() == 0:
             return self.prox(a / d, step / d), 0
         del start
@@ -349,5 +351,5 @@ class GroupHalf(GroupPenalty):
 
 
 def _damped(a: Tensor, d: Tensor, mu: Tensor) -> Tensor:
-    """a / (d + mu), exactly 0 for infinite mu."""
+    """A / (d + mu), exactly 0 for infinite mu."""
     return torch.where(mu == math.inf, 0, a / (d + mu))

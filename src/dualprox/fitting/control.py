@@ -1,0 +1,372 @@
+"""Steering the strength until the structured point has the size that is asked for."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..checks import is_count, require
+from ..optim import DualAveraging
+from ..penalties import GroupPenalty, Support
+from ..penalties.coupled import Coupled
+from ..shrinking.footprint import Footprint
+from ..shrinking.inputs import ExampleInput
+from ..shrinking.measure import measure
+from ..shrinking.slim import shrink
+from .levels import Level, slices_alive
+from .target import TargetSize
+
+_BISECTIONS = 40
+
+
+@dataclass(frozen=True)
+class SizeRecord:
+    """What the control did at one moment.
+
+    Args:
+        step: optimizer steps taken.
+        goal: the share of the dense size aimed at then.
+        size: the share that the structured point had with the strength chosen.
+        strength: that, before the weights of the param groups.
+    """
+
+    step: int
+    goal: float
+    size: float
+    strength: float
+
+
+class SizeControl:
+    """Finds the strength at which the structured point has the size asked for, while training.
+
+    Call `step()` after every optimizer step. Every `every` steps, up to the step `hold_from`, the
+    strength becomes the least at which the structured point of the present sums is no larger than
+    the goal; from then on it stays, so that what it leads to can be identified. The goal falls from
+    the dense size to the target over the first `ramp_steps`:
+
+        goal(t) = target + (1 - target) (1 - t / ramp_steps)^3.
+
+    No gain has to be tuned: of group LASSO a group's critical strength, ||a_g|| / (tau
+    sqrt(size_g)) with a and tau of the subproblem, is known, and so is the size at every strength.
+
+    With `balance`, each param group's strength is weighted by what one of its groups costs over
+    how long it is,
+
+        weight_k = cost_k / (size_k^(1/2) rms_k live_k^(1/2)),
+
+    with cost_k the entries that leave the network with one more of its groups, size_k the entries
+    of a group, live_k those of them between live channels, and rms_k the root mean square of the
+    entries at the first step: what is saved for each unit of length given up is then the same in
+    all layers.
+
+    Args:
+        opt: RMDA or RAMDA with group penalties or nuclear norms, best made by
+            ``param_groups(..., coupled=True, example_input=x)``.
+        model: that it trains.
+        target: what is asked for.
+        example_input: as in `shrink`.
+        ramp_steps: >= 1.
+        hold_from: the optimizer step of the last restart, after which the strength is constant.
+        every: optimizer steps between two looks.
+        balance: see above.
+        select_inputs: as in `shrink`.
+
+    Raises:
+        TypeError: the optimizer is no dual averaging, or a penalty has no size.
+        ValueError: a setting is out of its range, or a pattern of the target matches nothing.
+
+    Source: the ramp, Zhu & Gupta, To prune, or not to prune (2017), eq. (1).
+
+    Example:
+        >>> import torch, dualprox as dp
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> x, y = torch.randn(64, 4), torch.randint(2, (64,))
+        >>> groups = dp.param_groups(model, dp.GroupLasso(1.0), coupled=True, example_input=x)
+        >>> opt = dp.RMDA(groups, lr=0.1)
+        >>> control = dp.SizeControl(
+        ...     opt, model, dp.TargetSize(params=0.5), x, ramp_steps=20, hold_from=40, every=5)
+        >>> for _ in range(40):
+        ...     torch.nn.functional.cross_entropy(model(x), y).backward()
+        ...     opt.step(); opt.zero_grad(); control.step()
+        >>> control.size() <= 0.5
+        True
+    """
+
+    def __init__(
+        self,
+        opt: DualAveraging,
+        model: nn.Module,
+        target: TargetSize,
+        example_input: ExampleInput,
+        *,
+        ramp_steps: int,
+        hold_from: int,
+        every: int = 50,
+        balance: bool = True,
+        select_inputs: bool = False,
+    ) -> None:
+        if not isinstance(opt, DualAveraging):
+            raise TypeError(
+                "SizeControl needs RMDA or RAMDA, whose structured point can be found again at "
+                f"another strength, got {type(opt).__name__}"
+            )
+        for name, value in (("ramp_steps", ramp_steps), ("hold_from", hold_from), ("every", every)):
+            require(is_count(value), name, "an int >= 1", value)
+        self.opt, self.model, self.target, self.example = opt, model, target, example_input
+        self.ramp_steps, self.hold_from, self.every = ramp_steps, hold_from, every
+        self.balance, self.select_inputs = balance, select_inputs
+        called = {id(param): name for name, param in model.named_parameters()}
+        self.levels: list[Level] = []
+        self.names: list[list[str]] = []
+        for number, group in enumerate(opt.param_groups):
+            penalty = group["penalty"]
+            if penalty is None or penalty.own_strength() is None:
+                continue
+            for unit in opt.units():
+                if unit.group is group:
+                    self.levels.append(Level(opt, unit, number))
+                    self.names.append([called[id(param)] for param in unit.params])
+        if not self.levels:
+            raise ValueError("opt must have a penalty with a strength, got none")
+        target.require_used([name for names in self.names for name in names])
+        self.bounds = [target.bounds_of(names) for names in self.names]
+        selected = self._selected() if select_inputs else ()
+        self.footprint = Footprint(model, example_input, selected)
+        own = [float(level.base.own_strength() or 0) for level in self.levels]
+        if min(own) <= 0:
+            raise ValueError("strengths must be > 0: their ratios are kept, got 0")
+        self.ratios = [strength / max(own) for strength in own]
+        self.weights = [1.0] * len(self.levels)
+        self.strength = max(own)
+        self.steps = 0
+        self.history: list[SizeRecord] = []
+        self._rms: list[float] | None = None
+        self._latencies: list[tuple[float, float]] = []
+        self.goal = self._target_share()
+
+    def _selected(self) -> list[str]:
+        """Weights of Linear layers with groups that nobody else reads."""
+        return [
+            names[0]
+            for names, level in zip(self.names, self.levels, strict=True)
+            if len(names) == 1
+            and isinstance(level.base, GroupPenalty)
+            and isinstance(self.model.get_submodule(names[0].rpartition(".")[0]), nn.Linear)
+        ]
+
+    def _target_share(self) -> float:
+        dense = self.footprint.dense
+        if self.target.measure == "macs":
+            return self.target.share_of(dense.macs)
+        if self.target.measure == "latency_ms":
+            known = self._measured(self.model)
+            self._latencies.append((1.0, known))
+            return min(1.0, self.target.value / known)
+        return self.target.share_of(dense.parameters)
+
+    def _measured(self, model: nn.Module) -> float:
+        cost = measure(model, self.example, batch_sizes=(self.target.batch_size,), seconds=0.3)
+        timing = cost.latencies[0].timing
+        if timing is None:
+            raise ValueError(f"latency cannot be measured: {cost.latencies[0].failure}")
+        return 1e3 * timing.median
+
+    def step(self) -> None:
+        """Count an optimizer step; look and steer when it is time."""
+        self.steps += 1
+        if self._rms is None:
+            self._rms = [_rms(level) for level in self.levels]
+        if self.steps <= self.hold_from and (
+            self.steps % self.every == 0 or self.steps == self.hold_from
+        ):
+            if self.target.measure == "latency_ms" and self.steps >= self.ramp_steps // 2:
+                self._aim_at_latency()
+            left = max(0.0, 1 - self.steps / self.ramp_steps) ** 3
+            self._steer(self.goal + (1 - self.goal) * left)
+
+    def land(self) -> float:
+        """Set the strength at which the structured point has the target size now; return its size.
+
+        For a refit, right before the structure is frozen: the sums stay what they were.
+        """
+        return self._steer(self.goal, weigh=False)
+
+    def size(self) -> float:
+        """The share of the dense size that the structured point has, with the present strength."""
+        for level in self.levels:
+            level.refresh()
+        return self._size(self._strengths(self.strength))
+
+    @torch.no_grad()
+    def _steer(self, goal: float, weigh: bool = True) -> float:
+        for level in self.levels:
+            level.refresh()
+        if self.balance and weigh:
+            self._weigh()
+
+        def size(strength: float) -> float:
+            return self._size(self._strengths(strength))
+
+        above = max(self.strength, 1e-30)
+        for _ in range(100):
+            if size(above) <= goal:
+                break
+            above *= 4
+        below = above
+        for _ in range(100):
+            below /= 4
+            if size(below) > goal or below < 1e-30:
+                break
+            above = below
+        for _ in range(_BISECTIONS):
+            middle = math.sqrt(below * above)
+            below, above = (below, middle) if size(middle) <= goal else (middle, above)
+            if above / below < 1 + 1e-6:
+                break
+        self.strength = above
+        strengths = self._strengths(above)
+        for level, own in zip(self.levels, strengths, strict=True):
+            level.unit.group["penalty"] = level.base.with_strength(own)
+        reached = self._size(strengths)
+        self.history.append(SizeRecord(self.steps, goal, reached, above))
+        return reached
+
+    def _strengths(self, strength: float) -> list[float]:
+        found = []
+        for level, ratio, weight, (low, high) in zip(
+            self.levels, self.ratios, self.weights, self.bounds, strict=True
+        ):
+            own = strength * ratio * weight
+            found.append(own if (low, high) == (0.0, 1.0) else level.within(own, low, high))
+        return found
+
+    def _alive(self, strengths: list[float]) -> tuple[dict[str, Any], dict[str, int]]:
+        live: dict[str, Any] = {}
+        ranks: dict[str, int] = {}
+        for level, names, own in zip(self.levels, self.names, strengths, strict=True):
+            slices, low = slices_alive(level, level.live(own), names)
+            live.update(slices)
+            ranks.update(low)
+        return live, ranks
+
+    def _size(self, strengths: list[float]) -> float:
+        if self.target.measure == "weighted_group_sparsity":
+            dead = total = 0
+            for level, own in zip(self.levels, strengths, strict=True):
+                found = level.live(own)
+                assert isinstance(found, Support)
+                sizes = torch.as_tensor(found.group_size).expand(found.total())
+                dead += int(sizes[~found.live.cpu()].sum())
+                total += int(sizes.sum())
+            return 1 - dead / total
+        live, ranks = self._alive(strengths)
+        found, dense = self.footprint.of(live, ranks), self.footprint.dense
+        if self.target.measure == "macs":
+            return found.macs / dense.macs
+        return found.parameters / dense.parameters
+
+    def _weigh(self) -> None:
+        """See the class: `balance`."""
+        assert self._rms is not None
+        strengths = self._strengths(self.strength)
+        live, _ = self._alive(strengths)
+        entries = self.footprint.entries(live)
+        weights = []
+        for number, (level, names) in enumerate(zip(self.levels, self.names, strict=True)):
+            fewer = _with_fewer(live, level, names)
+            if fewer is None or self._rms[number] == 0:
+                weights.append(self.weights[number])
+                continue
+            gone, others = fewer
+            left = self.footprint.entries({**live, **others})
+            cost = (sum(entries.values()) - sum(left.values())) / gone
+            read = max(1.0, sum(entries[name] - left[name] for name in names) / gone)
+            size = _group_size(level)
+            weights.append(cost / math.sqrt(size * read) / self._rms[number])
+        largest = max(weights)
+        if largest > 0:
+            # Weights that change by a common factor would make the strength jump.
+            self.weights = [max(weight / largest, 1e-6) for weight in weights]
+
+    def _aim_at_latency(self) -> None:
+        """Turn the latency into the share of parameters that has it, by what has been measured."""
+        with self.opt.structured():
+            slim = shrink(self.model, self.example, latency=False, select_inputs=self.select_inputs)
+        share, known = self.size(), self._measured(slim)
+        self._latencies.append((share, known))
+        (s0, t0), (s1, t1) = self._latencies[-2:]
+        power = 0.7
+        if abs(math.log(s1 / s0)) > 0.05:
+            power = min(1.5, max(0.2, math.log(t1 / t0) / math.log(s1 / s0)))
+        self.goal = min(1.0, max(1e-4, s1 * (self.target.value / t1) ** (1 / power)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and lists, loadable with ``weights_only=True``."""
+        return {
+            "steps": self.steps,
+            "strength": self.strength,
+            "weights": list(self.weights),
+            "rms": self._rms,
+            "goal": self.goal,
+            "latencies": [list(pair) for pair in self._latencies],
+            "history": [asdict(record) for record in self.history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where the state was taken; the strengths are set again."""
+        if len(state["weights"]) != len(self.levels):
+            raise ValueError(
+                f"the state is of {len(state['weights'])} penalized weights, here are "
+                f"{len(self.levels)}"
+            )
+        self.steps, self.strength = state["steps"], state["strength"]
+        self.weights, self._rms, self.goal = state["weights"], state["rms"], state["goal"]
+        self._latencies = [(share, known) for share, known in state["latencies"]]
+        self.history = [SizeRecord(**record) for record in state["history"]]
+        if self.history:
+            for level in self.levels:
+                level.refresh()
+            for level, own in zip(self.levels, self._strengths(self.strength), strict=True):
+                level.unit.group["penalty"] = level.base.with_strength(own)
+
+
+def _rms(level: Level) -> float:
+    """The root mean square of a unit's entries."""
+    squares = sum(float(param.detach().square().sum()) for param in level.unit.params)
+    return math.sqrt(squares / max(1, sum(param.numel() for param in level.unit.params)))
+
+
+def _group_size(level: Level) -> float:
+    if isinstance(level.base, Coupled):
+        return float(level.base.coupling.size().float().mean())
+    if isinstance(level.base, GroupPenalty):
+        return float(level.base.slices.size(level.unit.params[0].shape))
+    return 1.0
+
+
+def _with_fewer(
+    live: Mapping[str, np.ndarray], level: Level, names: list[str]
+) -> tuple[int, dict[str, np.ndarray]] | None:
+    """Live slices with an eighth of the unit's live groups dead, and how many these are."""
+    if not isinstance(level.base, Coupled | GroupPenalty):
+        return None
+    groups: list[np.ndarray] = []
+    if isinstance(level.base, Coupled):
+        for member in level.base.coupling.members:
+            groups.append(np.repeat(np.asarray(member.groups), member.slices.block))
+    else:
+        count = len(live[names[0]])
+        groups.append(np.arange(count) // level.base.block)
+    alive = np.unique(np.concatenate([g[live[n]] for g, n in zip(groups, names, strict=True)]))
+    alive = alive[alive >= 0]
+    if len(alive) < 2:
+        return None
+    gone = alive[: max(1, len(alive) // 8)]
+    return len(gone), {
+        name: live[name] & ~np.isin(own, gone) for name, own in zip(names, groups, strict=True)
+    }

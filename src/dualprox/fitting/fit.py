@@ -1,0 +1,459 @@
+"""`fit`: from a network and a wish to the network that grants it, in one call."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..checks import is_count, is_real, require
+from ..grouping import ParamGroups, param_groups
+from ..optim import RAMDA, RMDA, DualAveraging
+from ..penalties import GroupLasso, GroupPenalty, Penalty
+from ..shrinking.inputs import ExampleInput
+from ..shrinking.measure import compare, measure
+from ..shrinking.report import ShrinkReport, attach_report, report_of
+from ..shrinking.slim import shrink
+from .batches import Batch, Loss, example_of, loss_of
+from .control import SizeControl
+from .target import TargetSize
+
+Watch = Callable[["Progress"], None]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a fit stands, at the end of an epoch.
+
+    Args:
+        epoch: from 1.
+        epochs: in all.
+        stage: "search" while the structure is being found, "hold" after the last restart,
+            "refit" once it is fixed.
+        loss: mean over the epoch's batches.
+        size: share of the dense network's size that the structured point, or the slim network has.
+        strength: of the penalty, before the weights of its param groups.
+        model: the network that is being trained; at the structured point inside the call.
+    """
+
+    epoch: int
+    epochs: int
+    stage: Literal["search", "hold", "refit"]
+    loss: float
+    size: float
+    strength: float
+    model: nn.Module
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What `fit` decided: everything that it was not told.
+
+    Args:
+        optimizer: "rmda" or "ramda", of search and hold.
+        lr: its learning rate.
+        momentum: its momentum.
+        search_epochs: epochs until the last restart, may be a fraction.
+        hold_epochs: epochs from there until the structure is fixed, at constant strength.
+        refit_epochs: epochs of the slim network without penalty.
+        refit_optimizer: "sgd" (Nesterov momentum 0.9) or "adamw", with cosine decay to 0.
+        refit_lr: its learning rate at the start.
+        weight_decay: of the refit.
+        penalty: as text.
+        looks: how often an epoch the strength is steered.
+    """
+
+    optimizer: str
+    lr: float
+    momentum: float
+    search_epochs: float
+    hold_epochs: float
+    refit_epochs: float
+    refit_optimizer: str
+    refit_lr: float
+    weight_decay: float
+    penalty: str
+    looks: int
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{name.replace('_', ' '):16}{value}" for name, value in vars(self).items()
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What `fit` returns.
+
+    Args:
+        model: the slim network, in training mode.
+        report: what shrinking changed, with the costs of the dense and the slim network.
+        history: one row of plain values per epoch: those of `Progress`, without the model.
+        plan: what was decided.
+        target: what was asked for.
+        reached: the slim network's value of the target's measure, in the target's units.
+        is_reached: whether that is within the target's tolerance, or below it.
+        notes: why not, if so; and whatever else should be known.
+    """
+
+    model: nn.Module
+    report: ShrinkReport
+    history: list[dict[str, Any]]
+    plan: Choices
+    target: TargetSize
+    reached: float
+    is_reached: bool
+    notes: list[str] = field(default_factory=list)
+
+
+def fit(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    epochs: int,
+    target: TargetSize,
+    *,
+    loss: Loss = cross_entropy,
+    example_input: ExampleInput | None = None,
+    optimizer: Literal["ramda", "rmda"] = "ramda",
+    penalty: Penalty | ParamGroups | None = None,
+    refit: bool = True,
+    select_inputs: bool = False,
+    lr: float | None = None,
+    momentum: float = 0.9,
+    search: float | None = None,
+    refit_optimizer: Literal["sgd", "adamw"] | None = None,
+    refit_lr: float | None = None,
+    weight_decay: float | None = None,
+    round_to: int = 1,
+    latency: bool = True,
+    progress: bool = False,
+    watch: Watch | None = None,
+) -> Fit:
+    """Train a network into the size that is asked for, and cut it down to that.
+
+    Three stages share the epochs: *search*, in which the strength of a group penalty is steered
+    until the structured point has the target size (`SizeControl`); *hold*, from the last restart
+    on, at constant strength, so that the structure is identified; and *refit*, in which the slim
+    network alone is trained without penalty, with cosine decay. Everything is plain torch and the
+    parts are public: `param_groups`, `RAMDA`, `SizeControl`, `shrink`.
+
+    Args:
+        model: any module that torch.export can trace; trained in place until it is cut. Move it to
+            its device before.
+        loader: batches (inputs, targets), iterated once per epoch; a tensor is the model's one
+            argument, a tuple or list all of them, a mapping its keyword arguments.
+        epochs: passes over the loader, all stages together; >= 2.
+        target: the size.
+        loss: of outputs and targets, the mean over a batch.
+        example_input: as in `shrink`; None takes the first two examples of the loader.
+        optimizer: of search and hold; "ramda" suits all networks, "rmda" those that SGD trains.
+        penalty: None is `GroupLasso` on coupled groups; another is put on coupled groups if it has
+            groups, or comes as what `param_groups` returned. Its strength does not matter.
+        refit: whether there is a refit; without, hold lasts to the end.
+        select_inputs: whether linear layers may leave inputs unread that have to stay, as the
+            pixels of an image; as in `shrink`.
+        lr: of search and hold; None decides.
+        momentum: of search and hold.
+        search: share of the epochs that search and hold take; None decides.
+        refit_optimizer: None is "adamw" for "ramda" and "sgd" for "rmda".
+        refit_lr: None decides.
+        weight_decay: of the refit; None decides.
+        round_to: as in `shrink`.
+        latency: whether the report measures it.
+        progress: whether to print a line per epoch.
+        watch: called at the end of every epoch, for validation or logging.
+
+    Returns:
+        The slim network with its report, the history and what was decided.
+
+    Raises:
+        ValueError: a setting is out of its range, or the loss is not finite.
+        ShrinkError: torch.export cannot trace the model.
+
+    Example:
+        >>> import torch, dualprox as dp
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2))
+        >>> x, y = torch.randn(256, 8), torch.randint(2, (256,))
+        >>> loader = list(zip(x.split(16), y.split(16)))
+        >>> result = dp.fit(model, loader, 4, dp.TargetSize(params=0.25), latency=False)
+        >>> result.is_reached, result.reached <= 0.25
+        (True, True)
+    """
+    require(is_count(epochs) and epochs >= 2, "epochs", "an int >= 2", epochs)
+    require(optimizer in ("ramda", "rmda"), "optimizer", "'ramda' or 'rmda'", optimizer)
+    ok = search is None or (is_real(search) and 0 < search <= 1)
+    require(ok, "search", "a share in (0, 1]", search)
+    if example_input is None:
+        example_input = example_of(next(iter(loader)))
+    steps_per_epoch = len(loader) if isinstance(loader, Sized) else _count(loader)
+    groups = _groups(model, penalty, example_input, select_inputs)
+    plan = _planned(
+        optimizer, groups, epochs, steps_per_epoch, refit, lr, momentum, search,
+        refit_optimizer, refit_lr, weight_decay,
+    )  # fmt: skip
+    return _Fitting(
+        model, loader, epochs, steps_per_epoch, target, loss, example_input, groups, plan,
+        select_inputs, round_to, latency, progress, watch,
+    ).run()  # fmt: skip
+
+
+def _count(loader: Iterable[Any]) -> int:
+    return sum(1 for _ in loader)
+
+
+def _groups(
+    model: nn.Module,
+    penalty: Penalty | ParamGroups | None,
+    example_input: ExampleInput,
+    select_inputs: bool,
+) -> ParamGroups:
+    if isinstance(penalty, ParamGroups):
+        return penalty
+    chosen = GroupLasso(1.0) if penalty is None else penalty
+    if not chosen.own_strength():
+        chosen = chosen.with_strength(1.0)
+    if not isinstance(chosen, GroupPenalty):
+        return param_groups(model, chosen)
+    return param_groups(
+        model, chosen, coupled=True, example_input=example_input, select_inputs=select_inputs
+    )
+
+
+def _planned(
+    optimizer: str,
+    groups: ParamGroups,
+    epochs: int,
+    steps_per_epoch: int,
+    refit: bool,
+    lr: float | None,
+    momentum: float,
+    search: float | None,
+    refit_optimizer: str | None,
+    refit_lr: float | None,
+    weight_decay: float | None,
+) -> Choices:
+    """Fill in what the caller left open; docs/fit.md says where the numbers come from."""
+    share = search if search is not None else (0.25 if refit else 1.0)
+    until_cut = epochs * share if refit else float(epochs)
+    hold = 0.4 * until_cut
+    chosen = refit_optimizer or ("adamw" if optimizer == "ramda" else "sgd")
+    decay = 1e-2 if chosen == "adamw" else 5e-4
+    penalty = next(str(group["penalty"]) for group in groups if group["penalty"] is not None)
+    return Choices(
+        optimizer=optimizer,
+        lr=lr if lr is not None else (5e-3 if optimizer == "ramda" else 0.1),
+        momentum=momentum,
+        search_epochs=until_cut - hold,
+        hold_epochs=hold,
+        refit_epochs=epochs - until_cut,
+        refit_optimizer=chosen,
+        refit_lr=refit_lr if refit_lr is not None else (3e-3 if chosen == "adamw" else 0.1),
+        weight_decay=weight_decay
+        if weight_decay is not None
+        else (1e-2 if chosen == "adamw" else 5e-4),
+        penalty=penalty,
+        looks=max(1, min(4, steps_per_epoch // 10)),
+    )
+
+
+class _Fitting:
+    """A fit in progress."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Iterable[Batch],
+        epochs: int,
+        steps_per_epoch: int,
+        target: TargetSize,
+        loss: Loss,
+        example_input: ExampleInput,
+        groups: ParamGroups,
+        plan: Choices,
+        select_inputs: bool,
+        round_to: int,
+        latency: bool,
+        progress: bool,
+        watch: Watch | None,
+    ) -> None:
+        self.model, self.loader, self.epochs, self.loss = model, loader, epochs, loss
+        self.target, self.example, self.plan = target, example_input, plan
+        self.select_inputs, self.round_to, self.latency = select_inputs, round_to, latency
+        self.progress, self.watch = progress, watch
+        self.steps_per_epoch = steps_per_epoch
+        self.total = epochs * steps_per_epoch
+        self.hold_from = max(1, round(plan.search_epochs * steps_per_epoch))
+        self.cut_at = min(
+            self.total, round((plan.search_epochs + plan.hold_epochs) * steps_per_epoch)
+        )
+        kinds: dict[str, Callable[..., DualAveraging]] = {"ramda": RAMDA, "rmda": RMDA}
+        self.opt: DualAveraging = kinds[plan.optimizer](groups, lr=plan.lr, momentum=plan.momentum)
+        self.control = SizeControl(
+            self.opt,
+            model,
+            target,
+            example_input,
+            ramp_steps=max(1, round(0.8 * self.hold_from)),
+            hold_from=self.hold_from,
+            every=max(1, steps_per_epoch // plan.looks),
+            select_inputs=select_inputs,
+        )
+        self.dense = copy.deepcopy(model)
+        self.history: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        self.refit: torch.optim.Optimizer | None = None
+        self.taken = 0
+        self.held = 0.0
+
+    def run(self) -> Fit:
+        """All epochs."""
+        self.model.train()
+        for epoch in range(1, self.epochs + 1):
+            sums = torch.zeros(())
+            count = 0
+            for batch in self.loader:
+                if self.taken == self.total:
+                    break
+                value = self._step(batch)
+                sums = sums.to(value.device) + value
+                count += 1
+            self._end_epoch(epoch, float(sums) / max(count, 1))
+        if self.refit is None:
+            self._cut()
+        return self._result()
+
+    def _step(self, batch: Batch) -> Tensor:
+        value, _ = loss_of(self.model, batch, self.loss)
+        optimizer = self.opt if self.refit is None else self.refit
+        optimizer.zero_grad()
+        value.backward()
+        if self.refit is not None:
+            self._set_rate()
+        optimizer.step()
+        self.taken += 1
+        if self.refit is None:
+            self.control.step()
+            if self.taken == self.hold_from:
+                self.opt.restart()
+                for group in self.opt.param_groups:
+                    group["ramp"] = True
+            if self.taken == self.cut_at and self.cut_at < self.total:
+                self._cut()
+        return value.detach()
+
+    def _set_rate(self) -> None:
+        assert self.refit is not None
+        done = (self.taken - self.cut_at) / (self.total - self.cut_at)
+        for group in self.refit.param_groups:
+            group["lr"] = self.plan.refit_lr * (1 + math.cos(math.pi * done)) / 2
+
+    def _cut(self) -> None:
+        """Fix the structure at the target size, cut the network, and begin the refit."""
+        self.held = self.control.size()
+        before = self.control.strength
+        landed = self.control.goal
+        if self.cut_at < self.total or abs(self.held / landed - 1) <= self.target.tolerance:
+            self.control.land()
+        moved = self.control.strength / before
+        if abs(moved - 1) > 1e-3:
+            self.notes.append(
+                f"at the constant strength the structured point came to {self.held:.2%} of the "
+                f"dense size; it was fixed at {moved:.2f} times that strength"
+            )
+        with self.opt.structured():
+            self.model = shrink(
+                self.model,
+                self.example,
+                round_to=self.round_to,
+                latency=False,
+                select_inputs=self.select_inputs,
+            )
+        self.model.train()
+        make = {
+            "sgd": lambda params: torch.optim.SGD(
+                params, lr=self.plan.refit_lr, momentum=0.9, nesterov=True
+            ),
+            "adamw": lambda params: torch.optim.AdamW(params, lr=self.plan.refit_lr),
+        }[self.plan.refit_optimizer]
+        self.refit = make(_decayed(self.model, self.plan.weight_decay))
+
+    def _end_epoch(self, epoch: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss} in epoch {epoch}: lr {self.plan.lr:g} and refit_lr "
+                f"{self.plan.refit_lr:g} were picked; give smaller ones"
+            )
+        stage: Literal["search", "hold", "refit"] = "refit"
+        if self.refit is None:
+            stage = "search" if self.taken < self.hold_from else "hold"
+        size = self._size()
+        row = Progress(epoch, self.epochs, stage, loss, size, self.control.strength, self.model)
+        plain = {name: value for name, value in vars(row).items() if name != "model"}
+        self.history.append(plain)
+        if self.progress:
+            print(
+                f"epoch {epoch:3}/{self.epochs}  {stage:6}  loss {loss:.4f}  "
+                f"size {size:7.2%}  strength {self.control.strength:.3g}",
+                flush=True,
+            )
+        if self.watch is None:
+            return
+        training = self.model.training
+        if self.refit is None:
+            with self.opt.structured():
+                self.watch(row)
+        else:
+            self.watch(row)
+        self.model.train(training)
+
+    def _size(self) -> float:
+        if self.refit is None:
+            return self.control.size()
+        dense = self.control.footprint.dense
+        if self.target.measure == "macs":
+            return measure(self.model, self.example, latency=False).macs / dense.macs  # pyright: ignore
+        return sum(param.numel() for param in self.model.parameters()) / dense.parameters
+
+    def _result(self) -> Fit:
+        before, after = compare(self.dense, self.model, self.example, latency=self.latency)
+        report = replace(report_of(self.model), before=before, after=after)
+        attach_report(self.model, report)
+        reached, wanted = self._reached(report)
+        close = reached <= wanted * (1 + self.target.tolerance)
+        if reached < wanted * (1 - self.target.tolerance):
+            self.notes.append("the network came out smaller than asked for: its groups are coarse")
+        if not close:
+            self.notes.append(
+                f"{self.target.measure} {reached:g} instead of {wanted:g}: what is left cannot go: "
+                "see report for what stays and why"
+            )
+        return Fit(
+            self.model, report, self.history, self.plan, self.target, reached, close, self.notes
+        )
+
+    def _reached(self, report: ShrinkReport) -> tuple[float, float]:
+        measure, value = self.target.measure, self.target.value
+        if measure == "weighted_group_sparsity":
+            return 1 - self.control.history[-1].size, value
+        if measure == "latency_ms":
+            batch = self.target.batch_size
+            found = self.control._measured(self.model) if batch else math.nan
+            return found, value
+        small = report.after.parameters if measure == "params" else report.after.macs
+        large = report.before.parameters if measure == "params" else report.before.macs
+        assert small is not None and large is not None
+        return (small / large if isinstance(value, float) else float(small)), value
+
+
+def _decayed(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Param groups with weight decay on matrices and kernels alone."""
+    params = [param for param in model.parameters() if param.requires_grad]
+    return [
+        {"params": [param for param in params if param.dim() > 1], "weight_decay": decay},
+        {"params": [param for param in params if param.dim() <= 1], "weight_decay": 0.0},
+    ]

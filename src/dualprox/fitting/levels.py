@@ -1,0 +1,134 @@
+"""What lives at the structured point at a strength other than the one it was solved with."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..optim import DualAveraging
+from ..optim.bundle import as_tensor, tensors_of
+from ..optim.solve import solve
+from ..optim.unit import Unit
+from ..penalties import Coupled, GroupLasso, GroupPenalty, Penalty, Rank, Support
+from ..subproblem import Subproblem
+
+
+class Level:
+    """One penalized unit of an optimizer whose strength is to be found.
+
+    Args:
+        opt: the optimizer.
+        unit: what is solved as one.
+        number: of its param group.
+    """
+
+    def __init__(self, opt: DualAveraging, unit: Unit, number: int) -> None:
+        self.opt, self.unit, self.number = opt, unit, number
+        self.base: Penalty = unit.group["penalty"]
+        self.problem: Subproblem | None = None
+        self._critical: Tensor | None = None
+
+    @property
+    def group_count(self) -> int:
+        """How many groups there are, or the largest rank."""
+        point = self.unit.point(self.unit.params)
+        return self.base.structure(_vector(self.base, point.detach())).total()
+
+    def refresh(self) -> None:
+        """Read the present subproblem; before `live` and `critical`."""
+        self.problem = self.opt.last_subproblem(self.unit)
+        self._critical = _critical_strengths(self.problem, self.base)
+
+    def live(self, strength: float) -> Support | Rank:
+        """What lives at a strength."""
+        assert self.problem is not None
+        penalty = self.base.with_strength(strength)
+        if self._critical is not None:
+            size = _grouped(self.base, self.unit.params)[1]
+            return Support(self._critical > strength, size)
+        start = as_tensor([param.detach() for param in self.unit.params])
+        problem = replace(self.problem, penalty=penalty)
+        point = solve(problem, start.to(problem.linear.dtype), self.unit.group.get("solver")).point
+        joint = self.unit.point(tensors_of(point))
+        found = penalty.structure(_vector(penalty, joint))
+        assert isinstance(found, Support | Rank)
+        return found
+
+    def within(self, strength: float, low: float, high: float) -> float:
+        """The strength nearest to this one at which the live share lies in [low, high]."""
+        count = self.group_count
+        least, most = math.ceil(low * count - 1e-9), math.floor(high * count + 1e-9)
+        alive = self.live(strength).count()
+        if alive < least:
+            return self._bisected(strength, least, downwards=True)
+        return self._bisected(strength, most, downwards=False) if alive > most else strength
+
+    def _bisected(self, strength: float, wanted: int, downwards: bool) -> float:
+        """The largest strength with `wanted` alive, or the least with no more."""
+        below, above = (0.0, strength) if downwards else (strength, max(strength, 1e-30))
+        while not downwards and self.live(above).count() > wanted:
+            below, above = above, 2 * above
+        for _ in range(60):
+            middle = (below + above) / 2
+            if self.live(middle).count() >= wanted + (not downwards):
+                below = middle
+            else:
+                above = middle
+        return below if downwards else above
+
+
+def _vector(penalty: Penalty, point: Tensor) -> Tensor:
+    return point.vector() if isinstance(penalty, Coupled) else point  # pyright: ignore
+
+
+def _grouped(penalty: Penalty, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
+    """The partition of the tensors into groups, and the sizes of these."""
+    if isinstance(penalty, Coupled):
+        return penalty.coupling, penalty.coupling.size()
+    assert isinstance(penalty, GroupPenalty)
+    return penalty.slices, penalty.slices.size(tensors[0].shape)
+
+
+def _critical_strengths(problem: Subproblem, penalty: Penalty) -> Tensor | None:
+    """The least strength that kills each group, where that is a formula: group LASSO alone.
+
+    A group of the minimizer of 1/2 <z, D z> - <a, z> + tau psi(z) is zero iff its
+    ||a_g|| <= tau lambda_g, under every metric D.
+    """
+    inner = penalty.penalty if isinstance(penalty, Coupled) else penalty
+    if type(inner) is not GroupLasso:
+        return None
+    parts = tensors_of(problem.pull())
+    if isinstance(penalty, Coupled):
+        pull = cast(Tensor, penalty.coupling.joint(parts))
+    else:
+        (pull,) = parts
+    partition = inner.partition(pull)
+    view = pull if isinstance(penalty, Coupled) else inner.slices.view(pull)
+    norms = partition.norm(view) / float(problem.threshold)
+    weights = torch.as_tensor(inner.with_strength(1.0).group_strength(pull))  # pyright: ignore
+    found = (norms / weights.clamp_min(torch.finfo(norms.dtype).tiny)).flatten()
+    return found[: penalty.coupling.count()] if isinstance(penalty, Coupled) else found
+
+
+def slices_alive(
+    level: Level, found: Support | Rank, names: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """For each weight of a unit its live slices, one by one, or its rank, by name."""
+    if isinstance(found, Rank):
+        return {}, {names[0]: found.rank}
+    live = found.live.cpu().numpy()
+    if isinstance(level.base, Coupled):
+        alive = {}
+        for name, member in zip(names, level.base.coupling.members, strict=True):
+            groups = np.asarray(member.groups)
+            slices = np.where(groups < 0, True, live[np.maximum(groups, 0)])
+            alive[name] = np.repeat(slices, member.slices.block)
+        return alive, {}
+    if isinstance(level.base, GroupPenalty):
+        return {names[0]: np.repeat(live, level.base.block)}, {}
+    return {}, {}

@@ -1,0 +1,130 @@
+"""The natural unit of strength: the least that kills every group at the start."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..grouping import ParamGroups, param_groups
+from ..penalties import Coupled, Penalty
+from .batches import Batch, loss_of
+
+Loss = Callable[[Any, Any], Tensor]
+_MOST_DOUBLINGS = 200
+
+
+def strength_max(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    penalty: Penalty | ParamGroups,
+    *,
+    loss: Loss = cross_entropy,
+) -> float:
+    """The least strength with which every group wants to die, at the gradient of the start.
+
+        min { lambda : -G in lambda * d psi(0) },   G the mean gradient over the loader,
+
+    for group LASSO max_g ||G_g|| / sqrt(size_g). For a convex loss and weights that start at zero
+    that is the least strength whose solution is zero, the upper end of a regularization path; for
+    a network, whose gradient is taken at its present weights, it is a unit in which a strength
+    means about the same whatever the network's width, loss and data.
+
+    Args:
+        model: in training mode or not; left as it was, gradients included. Layers with running
+            statistics use those of the batch if the model is training.
+        loader: batches (inputs, targets); all are read once.
+        penalty: one for all weights, as `param_groups` takes it, or what that returned. Its own
+            strength does not matter.
+        loss: of outputs and targets, the mean over a batch.
+
+    Returns:
+        The strength; in units of the gradient of the loss.
+
+    Raises:
+        ValueError: the loader is empty, the gradient is zero or not finite, or the penalty has no
+            strength.
+
+    Source: Friedman, Hastie & Tibshirani, Regularization paths for generalized linear models via
+    coordinate descent (2010), section 2.5, for a single group.
+
+    Example:
+        >>> import torch, dualprox as dp
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> data = [(torch.tensor([[3.0, 1.0]]), torch.tensor([[2.0]]))]
+        >>> dp.strength_max(model, data, dp.L1(1.0), loss=torch.nn.functional.mse_loss)
+        12.0
+    """
+    groups = penalty if isinstance(penalty, ParamGroups) else param_groups(model, penalty)
+    gradients = mean_gradients(model, loader, loss)
+    most = 0.0
+    for group in groups:
+        own = group["penalty"]
+        if own is None:
+            continue
+        params = [param for _, param in group["params"]]
+        found = [gradients[param] for param in params]
+        together = [_joined(own, found)] if isinstance(own, Coupled) else found
+        most = max([most, *(_least(own, gradient) for gradient in together)])
+    if most == 0:
+        raise ValueError("the gradient is zero: no strength is needed to kill the groups")
+    return most
+
+
+def mean_gradients(
+    model: nn.Module, loader: Iterable[Batch], loss: Loss
+) -> dict[nn.Parameter, Tensor]:
+    """The mean gradient over all batches, in float64; weighted by their numbers of examples."""
+    params = [param for param in model.parameters() if param.requires_grad]
+    sums = {param: torch.zeros_like(param, dtype=torch.float64) for param in params}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    count = 0
+    for batch in loader:
+        value, size = loss_of(model, batch, loss)
+        found = torch.autograd.grad(value, params, allow_unused=True)
+        for param, gradient in zip(params, found, strict=True):
+            if gradient is not None:
+                sums[param].add_(gradient, alpha=size)
+        count += size
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    if not count:
+        raise ValueError("loader must give at least one batch, got none")
+    for param, total in sums.items():
+        if not bool(total.isfinite().all()):
+            raise ValueError(f"the gradient of a parameter {tuple(param.shape)} is not finite")
+    return {param: total / count for param, total in sums.items()}
+
+
+def _joined(penalty: Coupled, gradients: list[Tensor]) -> Tensor:
+    return penalty.coupling.joint(gradients).vector()
+
+
+def _least(penalty: Penalty, gradient: Tensor) -> float:
+    """The least strength at which zero is stationary for a gradient, by bisection."""
+    if penalty.own_strength() is None:
+        raise ValueError(f"penalty must have a strength, got {penalty}")
+    zero = torch.zeros_like(gradient)
+
+    def dies(strength: float) -> bool:
+        return float(penalty.with_strength(strength).residual(zero, gradient)) == 0
+
+    if not bool(gradient.any()) or dies(0.0):
+        return 0.0
+    above = float(torch.linalg.vector_norm(gradient))
+    for _ in range(_MOST_DOUBLINGS):
+        if dies(above):
+            break
+        above *= 2
+    else:
+        raise ValueError(f"no strength of {penalty} kills its groups")
+    while dies(above / 2):
+        above /= 2
+    below = above / 2
+    while above - below > 4 * torch.finfo(torch.float64).eps * above:
+        middle = (below + above) / 2
+        below, above = (below, middle) if dies(middle) else (middle, above)
+    return above
