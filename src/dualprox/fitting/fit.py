@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterable, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -253,9 +253,7 @@ def _planned(
         refit_epochs=epochs - until_cut,
         refit_optimizer=chosen,
         refit_lr=refit_lr if refit_lr is not None else (3e-3 if chosen == "adamw" else 0.1),
-        weight_decay=weight_decay
-        if weight_decay is not None
-        else (1e-2 if chosen == "adamw" else 5e-4),
+        weight_decay=decay if weight_decay is None else weight_decay,
         penalty=penalty,
         looks=max(1, min(4, steps_per_epoch // 10)),
     )
