@@ -22,6 +22,7 @@ from .batches import Batch, Loss, example_of, loss_of
 from .control import SizeControl
 from .target import TargetSize
 
+Stage = Literal["warmup", "search", "hold", "refit"]
 Watch = Callable[["Progress"], None]
 
 
@@ -32,8 +33,8 @@ class Progress:
     Args:
         epoch: from 1.
         epochs: in all.
-        stage: "search" while the structure is being found, "hold" after the last restart,
-            "refit" once it is fixed.
+        stage: "warmup" without penalty, "search" while the strength is steered, "hold" after the
+            last restart, "refit" once the structure is fixed.
         loss: mean over the epoch's batches.
         size: share of the dense network's size that the structured point, or the slim network has.
         strength: of the penalty, before the weights of its param groups.
@@ -42,7 +43,7 @@ class Progress:
 
     epoch: int
     epochs: int
-    stage: Literal["search", "hold", "refit"]
+    stage: Stage
     loss: float
     size: float
     strength: float
@@ -57,19 +58,21 @@ class Choices:
         optimizer: "rmda" or "ramda", of search and hold.
         lr: its learning rate.
         momentum: its momentum.
-        search_epochs: epochs until the last restart, may be a fraction.
+        warmup_epochs: epochs without penalty at the start; may be a fraction, as all epochs here.
+        search_epochs: epochs from there until the last restart.
         hold_epochs: epochs from there until the structure is fixed, at constant strength.
         refit_epochs: epochs of the slim network without penalty.
         refit_optimizer: "sgd" (Nesterov momentum 0.9) or "adamw", with cosine decay to 0.
         refit_lr: its learning rate at the start.
         weight_decay: of the refit.
         penalty: as text.
-        looks: how often an epoch the strength is steered.
+        every: optimizer steps between two looks at the size.
     """
 
     optimizer: str
     lr: float
     momentum: float
+    warmup_epochs: float
     search_epochs: float
     hold_epochs: float
     refit_epochs: float
@@ -77,7 +80,7 @@ class Choices:
     refit_lr: float
     weight_decay: float
     penalty: str
-    looks: int
+    every: int
 
     def __str__(self) -> str:
         return "\n".join(
@@ -124,6 +127,7 @@ def fit(
     select_inputs: bool = False,
     lr: float | None = None,
     momentum: float = 0.9,
+    warmup: float | None = None,
     search: float | None = None,
     refit_optimizer: Literal["sgd", "adamw"] | None = None,
     refit_lr: float | None = None,
@@ -135,7 +139,7 @@ def fit(
 ) -> Fit:
     """Train a network into the size that is asked for, and cut it down to that.
 
-    Three stages share the epochs: *search*, in which the strength of a group penalty is steered
+    Four stages share the epochs: *warmup*, without penalty; *search*, in which the strength of a group penalty is steered
     until the structured point has the target size (`SizeControl`); *hold*, from the last restart
     on, at constant strength, so that the structure is identified; and *refit*, in which the slim
     network alone is trained without penalty, with cosine decay. Everything is plain torch and the
@@ -158,7 +162,8 @@ def fit(
             pixels of an image; as in `shrink`.
         lr: of search and hold; None decides.
         momentum: of search and hold.
-        search: share of the epochs that search and hold take; None decides.
+        warmup: share of the epochs at the start without penalty; None decides.
+        search: share of the epochs until the structure is fixed, all but the refit; None decides.
         refit_optimizer: None is "adamw" for "ramda" and "sgd" for "rmda".
         refit_lr: None decides.
         weight_decay: of the refit; None decides.
@@ -193,7 +198,7 @@ def fit(
     steps_per_epoch = len(loader) if isinstance(loader, Sized) else _count(loader)
     groups = _groups(model, penalty, example_input, select_inputs)
     plan = _planned(
-        optimizer, groups, epochs, steps_per_epoch, refit, lr, momentum, search,
+        optimizer, groups, epochs, steps_per_epoch, refit, lr, momentum, warmup, search,
         refit_optimizer, refit_lr, weight_decay,
     )  # fmt: skip
     return _Fitting(
@@ -232,15 +237,17 @@ def _planned(
     refit: bool,
     lr: float | None,
     momentum: float,
+    warmup: float | None,
     search: float | None,
     refit_optimizer: str | None,
     refit_lr: float | None,
     weight_decay: float | None,
 ) -> Choices:
     """Fill in what the caller left open; docs/fit.md says where the numbers come from."""
-    share = search if search is not None else (0.25 if refit else 1.0)
+    share = search if search is not None else (0.5 if refit else 1.0)
     until_cut = epochs * share if refit else float(epochs)
-    hold = 0.4 * until_cut
+    warm = epochs * warmup if warmup is not None else 0.4 * until_cut
+    hold = 0.4 * (until_cut - warm)
     chosen = refit_optimizer or ("adamw" if optimizer == "ramda" else "sgd")
     decay = 1e-2 if chosen == "adamw" else 5e-4
     penalty = next(str(group["penalty"]) for group in groups if group["penalty"] is not None)
@@ -248,14 +255,15 @@ def _planned(
         optimizer=optimizer,
         lr=lr if lr is not None else (5e-3 if optimizer == "ramda" else 0.1),
         momentum=momentum,
-        search_epochs=until_cut - hold,
+        warmup_epochs=warm,
+        search_epochs=until_cut - warm - hold,
         hold_epochs=hold,
         refit_epochs=epochs - until_cut,
         refit_optimizer=chosen,
         refit_lr=refit_lr if refit_lr is not None else (3e-3 if chosen == "adamw" else 0.1),
         weight_decay=decay if weight_decay is None else weight_decay,
         penalty=penalty,
-        looks=max(1, min(4, steps_per_epoch // 10)),
+        every=max(1, round((until_cut - warm - hold) * steps_per_epoch / 10)),
     )
 
 
@@ -285,10 +293,10 @@ class _Fitting:
         self.progress, self.watch = progress, watch
         self.steps_per_epoch = steps_per_epoch
         self.total = epochs * steps_per_epoch
-        self.hold_from = max(1, round(plan.search_epochs * steps_per_epoch))
-        self.cut_at = min(
-            self.total, round((plan.search_epochs + plan.hold_epochs) * steps_per_epoch)
-        )
+        self.begin = round(plan.warmup_epochs * steps_per_epoch)
+        until_hold = plan.warmup_epochs + plan.search_epochs
+        self.hold_from = max(self.begin + 1, round(until_hold * steps_per_epoch))
+        self.cut_at = min(self.total, round((until_hold + plan.hold_epochs) * steps_per_epoch))
         kinds: dict[str, Callable[..., DualAveraging]] = {"ramda": RAMDA, "rmda": RMDA}
         self.opt: DualAveraging = kinds[plan.optimizer](groups, lr=plan.lr, momentum=plan.momentum)
         self.control = SizeControl(
@@ -296,9 +304,10 @@ class _Fitting:
             model,
             target,
             example_input,
-            ramp_steps=max(1, round(0.8 * self.hold_from)),
+            ramp_steps=max(1, round(0.8 * (self.hold_from - self.begin))),
             hold_from=self.hold_from,
-            every=max(1, steps_per_epoch // plan.looks),
+            every=plan.every,
+            begin=self.begin,
             select_inputs=select_inputs,
         )
         self.dense = copy.deepcopy(model)
@@ -336,8 +345,9 @@ class _Fitting:
         self.taken += 1
         if self.refit is None:
             self.control.step()
-            if self.taken == self.hold_from:
+            if self.taken in (self.begin, self.hold_from):
                 self.opt.restart()
+            if self.taken == self.hold_from:
                 for group in self.opt.param_groups:
                     group["ramp"] = True
             if self.taken == self.cut_at and self.cut_at < self.total:
@@ -386,9 +396,10 @@ class _Fitting:
                 f"the loss is {loss} in epoch {epoch}: lr {self.plan.lr:g} and refit_lr "
                 f"{self.plan.refit_lr:g} were picked; give smaller ones"
             )
-        stage: Literal["search", "hold", "refit"] = "refit"
+        stage: Stage = "refit"
         if self.refit is None:
-            stage = "search" if self.taken < self.hold_from else "hold"
+            stage = "warmup" if self.taken <= self.begin else "search"
+            stage = "hold" if self.taken > self.hold_from else stage
         size = self._size()
         row = Progress(epoch, self.epochs, stage, loss, size, self.control.strength, self.model)
         plain = {name: value for name, value in vars(row).items() if name != "model"}
