@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import dualprox as dp
-from dualprox.shrinking.factorize import LowRank, rounding_level
+from dualprox.penalties.low_rank import rounding_level
+from dualprox.shrinking.factorize import LowRank
 from low_rank import factorize, factorize_like, lenet, lower_rank_, quick
 
 

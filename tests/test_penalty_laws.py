@@ -319,7 +319,7 @@ def test_structure_counts_what_a_loop_counts():
         (lambda: dp.Box(math.nan, 1.0), "lower .* got nan"),
         (lambda: dp.L2Ball(0.0), "radius must be a finite number > 0, got 0.0"),
         (lambda: dp.Cardinality(0), "k must be an int >= 1, got 0"),
-        (lambda: dp.RankAtMost(1.5), "rank must be an int >= 1, got 1.5"),  # pyright: ignore
+        (lambda: dp.RankAtMost(1.5), "rank must be an int >= 0, got 1.5"),  # pyright: ignore
     ],
 )
 def test_bad_settings_are_refused_by_name_rule_and_value(make, message):

@@ -1,8 +1,9 @@
 """Optimizers and their schedule."""
 
-from .base import Options, ProximalOptimizer, SolveReport
+from .base import ProximalOptimizer
 from .dual_averaging import DualAveraging
 from .momentum import ProxAdamW, ProxSGD
+from .options import Options, SolveReport
 from .ramda import RAMDA
 from .rmda import RMDA
 from .schedule import StageSchedule

@@ -9,7 +9,8 @@ from typing_extensions import Unpack
 
 from ..checks import is_real, require
 from ..subproblem import Solver, Subproblem
-from .base import Options, ProximalOptimizer
+from .base import ProximalOptimizer
+from .options import Options
 from .unit import Unit
 
 

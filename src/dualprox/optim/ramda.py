@@ -8,8 +8,8 @@ from typing_extensions import Unpack
 
 from ..checks import is_real, require
 from ..subproblem import Solver
-from .base import Options
 from .dual_averaging import DualAveraging
+from .options import Options
 
 
 class RAMDA(DualAveraging):

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from .base import Options
 from .dual_averaging import DualAveraging
+from .options import Options
 
 
 class RMDA(DualAveraging):

@@ -169,13 +169,15 @@ class Penalty(ABC):
 
     Write one by subclassing with ``@dataclass(frozen=True)`` and giving `value` and `prox`; the
     other methods have defaults that hold for any penalty. Its fields must be plain numbers,
-    strings or bools: they are what a checkpoint stores of it.
+    strings or bools: they are what a checkpoint stores of it. `is_constraint` says that it is the
+    indicator function of a set, which a refit must not drop.
 
     All methods take tensors of any shape and memory layout, return new tensors, let NaN through,
     and never synchronise unless their docstring says so.
     """
 
     is_convex: ClassVar[bool] = True
+    is_constraint: ClassVar[bool] = False
 
     @abstractmethod
     def value(self, w: Tensor) -> Tensor:
@@ -212,6 +214,14 @@ class Penalty(ABC):
     def structure(self, w: Tensor) -> Structure:
         """The manifold w lies on; by default the support of its entries."""
         return Support(live=(w != 0).flatten(), group_size=1)
+
+    def live_entries(self, w: Tensor) -> Tensor | None:
+        """The entries that may move on the manifold that w lies on; by default the nonzero ones.
+
+        Returns:
+            bool of w's shape, or None where the manifold is no coordinate subspace.
+        """
+        return w != 0
 
     def residual(self, w: Tensor, g: Tensor) -> Tensor:
         """How far w is from stationarity for gradient g, a 0-dim tensor; 0 iff -g in d psi(w).

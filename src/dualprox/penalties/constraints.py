@@ -16,6 +16,8 @@ from .base import DiagonalPenalty, Faces, Penalty, SeparablePenalty
 class Interval(SeparablePenalty):
     """lower <= w_i <= upper for every entry."""
 
+    is_constraint = True
+
     @property
     @abstractmethod
     def _bounds(self) -> tuple[float, float]:
@@ -90,6 +92,7 @@ class L2Ball(Penalty):
         radius: > 0.
     """
 
+    is_constraint = True
     radius: float
 
     def __post_init__(self) -> None:
@@ -135,6 +138,7 @@ class Cardinality(DiagonalPenalty):
     """
 
     is_convex = False
+    is_constraint = True
     k: int
 
     def __post_init__(self) -> None:

@@ -99,6 +99,13 @@ class Coupled(DiagonalPenalty):
         found = self.penalty.structure(self._joint(w))
         return Support(found.live[: self.coupling.count()], self.coupling.size())
 
+    def live_entries(self, w: Tensor) -> Tensor | None:
+        """Those of `penalty` in all tensors, and the entries of free slices."""
+        joint = self._joint(w)
+        is_free = self.coupling.weight(w, by_size=False).expand_as(joint) == 0
+        live = self.penalty.live_entries(joint)
+        return None if live is None else _like(w, live | is_free)
+
     def residual(self, w: Tensor, g: Tensor) -> Tensor:
         """dist(-g, d psi(w)); see `Penalty.residual`."""
         return self.penalty.residual(self._joint(w), self._joint(g))

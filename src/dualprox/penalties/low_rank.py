@@ -1,5 +1,6 @@
 """Penalties on the singular values of a weight flattened to (out, rest)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,16 +12,32 @@ from .base import Penalty, Rank, require_strength
 from .singular_values import shrink_singular_values
 
 
-def numerical_rank(singular_values: Tensor, shape: torch.Size) -> int:
-    """Singular values above rounding: sigma_1 * max(shape) * eps, as in numpy; synchronises.
+def rounding_level(matrix: Tensor, dtype: torch.dtype) -> float:
+    """The largest singular value that rounding alone leaves in a (rows, columns) matrix.
+
+        (eps(dtype) (1/sqrt(rows) + 1/sqrt(columns)) + eps(wide) + max(shape) eps(float64)) ||W||_F
+
+    The parts are what rounding every entry to the dtype leaves, as in a random matrix; what
+    multiplying the factors out in float32 or wider leaves; and what the decomposition itself, in
+    float64, is good for. sigma_1 max(shape) eps(dtype), numpy's rule, is far above them in float32
+    and narrower types: it discards singular values that training kept.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    stored = torch.finfo(dtype).eps * sum(1 / math.sqrt(side) for side in matrix.shape)
+    computed = torch.finfo(wide).eps + max(matrix.shape) * torch.finfo(torch.float64).eps
+    return (stored + computed) * float(torch.linalg.matrix_norm(matrix))
+
+
+def numerical_rank(w: Tensor) -> int:
+    """Singular values of w.flatten(1) above `rounding_level`; synchronises.
 
     The prox makes singular values exactly zero, but a matrix multiplied out from its factors
     keeps them only up to rounding: rank is the one structure that cannot be read with `== 0`.
     """
-    if singular_values.numel() == 0:
+    matrix = whole(w).flatten(1).double()
+    if matrix.numel() == 0:
         return 0
-    rounding = max(shape) * torch.finfo(singular_values.dtype).eps * singular_values[0]
-    return int((singular_values > rounding).sum())
+    return int((torch.linalg.svdvals(matrix) > rounding_level(matrix, w.dtype)).sum())
 
 
 def normal_part(g: Tensor, u: Tensor, vh: Tensor) -> Tensor:
@@ -43,17 +60,18 @@ class SpectralPenalty(Penalty):
 
     def structure(self, w: Tensor) -> Rank:
         """The numerical rank; synchronises."""
-        matrix = whole(w).flatten(1)
-        rank = numerical_rank(torch.linalg.svdvals(matrix), matrix.shape)
-        return Rank(rank, min(matrix.shape))
+        return Rank(numerical_rank(w), min(w.flatten(1).shape))
+
+    def live_entries(self, w: Tensor) -> Tensor | None:
+        """None: matrices of one rank are no subspace."""
+        return None
 
     @staticmethod
     def _factors(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The singular vectors and values above rounding; synchronises."""
-        matrix = whole(w).flatten(1)
-        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-        rank = numerical_rank(s, matrix.shape)
-        return u[:, :rank], s[:rank], vh[:rank]
+        u, s, vh = torch.linalg.svd(whole(w).flatten(1).double(), full_matrices=False)
+        rank = numerical_rank(w)
+        return u[:, :rank].to(w.dtype), s[:rank].to(w.dtype), vh[:rank].to(w.dtype)
 
 
 @dataclass(frozen=True)
@@ -111,22 +129,22 @@ class RankAtMost(SpectralPenalty):
     """The constraint rank(w) <= rank, for w flattened to (out, rest); nonconvex.
 
     Args:
-        rank: the largest rank allowed, >= 1.
+        rank: the largest rank allowed, >= 0.
 
     Source: Eckart & Young, The approximation of one matrix by another of lower rank (1936).
     """
 
     is_convex = False
+    is_constraint = True
     rank: int
 
     def __post_init__(self) -> None:
-        require(is_count(self.rank), "rank", "an int >= 1", self.rank)
+        ok = is_count(self.rank) or (type(self.rank) is int and self.rank == 0)
+        require(ok, "rank", "an int >= 0", self.rank)
 
     def value(self, w: Tensor) -> Tensor:
         """0, or infinity above the rank; synchronises."""
-        matrix = whole(w).flatten(1)
-        found = numerical_rank(torch.linalg.svdvals(matrix), matrix.shape)
-        return matrix.new_tensor(0.0 if found <= self.rank else torch.inf)
+        return whole(w).new_tensor(0.0 if numerical_rank(w) <= self.rank else torch.inf)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """The nearest matrix of that rank; any one where singular values tie."""
@@ -137,6 +155,13 @@ class RankAtMost(SpectralPenalty):
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         kept = slice(self.rank)
         return sharded_like(((u[:, kept] * s[kept]) @ vh[kept]).reshape(w.shape), w)
+
+    def prox_with_value(
+        self, w: Tensor, step: float | Tensor, start: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The nearest matrix of that rank, and 0: no decomposition is needed to know that."""
+        del start
+        return self.prox(w, step), whole(w).new_zeros(())
 
     def residual(self, w: Tensor, g: Tensor) -> Tensor:
         """The part of g along the fixed-rank manifold; all of g below the rank allowed."""

@@ -179,6 +179,13 @@ class GroupPenalty(DiagonalPenalty):
         live = slices.amax(slices.view(w != 0).to(torch.uint8)) != 0
         return Support(live=live.flatten(), group_size=slices.size(w.shape))
 
+    def live_entries(self, w: Tensor) -> Tensor | None:
+        """The entries of live groups, zeros among them included."""
+        slices = self.partition(w)
+        view = slices.view(w != 0)
+        live = slices.amax(view.to(torch.uint8)) != 0
+        return live.expand_as(view).reshape(w.shape)
+
     def _group_residual(
         self, w: Tensor, g: Tensor, kink: float | Tensor, slope: float | Tensor
     ) -> Tensor:
@@ -294,6 +301,10 @@ class SparseGroupLasso(GroupPenalty):
     def _groups(self) -> GroupLasso:
         strength = self.strength * (1 - self.l1_ratio)
         return GroupLasso(strength, self.axis, self.size_weighted, self.block, self.conv_groups)
+
+    def live_entries(self, w: Tensor) -> Tensor | None:
+        """The nonzero entries: the entrywise penalty has a kink at each zero of a live group."""
+        return w != 0 if self.l1_ratio > 0 else super().live_entries(w)
 
     def reweighted(self, factor: float) -> GroupPenalty:
         """See `GroupPenalty.reweighted`; the entrywise penalty stays."""

@@ -1,6 +1,5 @@
 """Layers of low rank as two thinner layers."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import is_count, require
+from ..penalties.low_rank import rounding_level
 from .agreement import agreement, require_agreement, require_agreements
 from .inputs import ExampleInput, Inputs
 from .measure import compare, size
@@ -24,22 +24,6 @@ from .report import LayerChange, ShrinkReport, attach_report
 Rows = Literal["out", "in"]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _KINDS = (nn.Linear, *_CONVOLUTIONS)
-
-
-def rounding_level(matrix: Tensor, dtype: torch.dtype) -> float:
-    """The largest singular value that rounding alone leaves in a (rows, columns) matrix.
-
-        (eps(dtype) (1/sqrt(rows) + 1/sqrt(columns)) + eps(wide) + max(shape) eps(float64)) ||W||_F
-
-    The parts are what rounding every entry to the dtype leaves, as in a random matrix; what
-    multiplying the factors out in float32 or wider leaves; and what the decomposition itself, in
-    float64, is good for. sigma_1 max(shape) eps(dtype), numpy's rule, is far above them in float32
-    and narrower types: it discards singular values that training kept.
-    """
-    wide = torch.promote_types(dtype, torch.float32)
-    stored = torch.finfo(dtype).eps * sum(1 / math.sqrt(side) for side in matrix.shape)
-    computed = torch.finfo(wide).eps + max(matrix.shape) * torch.finfo(torch.float64).eps
-    return (stored + computed) * float(torch.linalg.matrix_norm(matrix))
 
 
 def unfold(weight: Tensor, rows: Rows) -> Tensor:
