@@ -30,6 +30,11 @@ def digits_mlp_ramda() -> Run:
     )
 
 
+def digits_mlp_ramda_refit() -> Run:
+    """The same with a refit: the last stage holds the structure and drops the penalty."""
+    return replace(digits_mlp_ramda(), recipe="digits_mlp_ramda_refit", refit=True)
+
+
 def digits_mlp_rmda() -> Run:
     """The same with RMDA."""
     return replace(
@@ -141,6 +146,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     recipe.__name__: recipe
     for recipe in (
         digits_mlp_ramda,
+        digits_mlp_ramda_refit,
         digits_mlp_rmda,
         digits_mlp_prox_sgd,
         digits_mlp_prox_adamw,

@@ -146,6 +146,7 @@ class Run:
         batch_size: examples per step.
         milestones: epochs at which a stage begins: lr times gamma, and a restart.
         gamma: the factor on lr at a milestone.
+        refit: whether the last stage holds the structure and drops the penalty.
         seed: of the initial weights and of the order of the data.
         threads: torch threads; results are bit-identical only at the same number.
         baseline: the recipe of the dense network trained beside it, or None.
@@ -164,6 +165,7 @@ class Run:
     batch_size: int = 32
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
+    refit: bool = False
     seed: int = 0
     threads: int = 1
     baseline: str | None = field(default=None)
@@ -187,6 +189,9 @@ class Run:
             "None for AdamW and SGD, which would ignore it",
             self.penalty,
         )
+        can_refit = self.penalty is not None and bool(self.milestones)
+        rule = "false without a penalty and a milestone"
+        require(can_refit or not self.refit, "refit", rule, self.refit)
         grouped = isinstance(self.penalty, dp.GroupPenalty)
         require(grouped or not self.coupled, "coupled", "false without groups", self.coupled)
         rule = "false unless coupled: weights that shrink alone would change their penalty"

@@ -110,7 +110,7 @@ class Training:
         self.schedule: torch.optim.lr_scheduler.LRScheduler
         self.monitor: dp.StructureMonitor | None = None
         if isinstance(self.opt, dp.ProximalOptimizer):
-            self.schedule = dp.StageSchedule(self.opt, run.milestones, run.gamma)
+            self.schedule = dp.StageSchedule(self.opt, run.milestones, run.gamma, refit=run.refit)
             self.monitor = dp.StructureMonitor(self.opt)
         else:
             milestones = list(run.milestones)

@@ -7,11 +7,13 @@ from .options import Options, SolveReport
 from .ramda import RAMDA
 from .rmda import RMDA
 from .schedule import StageSchedule
+from .support import FrozenSupport
 
 __all__ = [
     "RAMDA",
     "RMDA",
     "DualAveraging",
+    "FrozenSupport",
     "Options",
     "ProxAdamW",
     "ProxSGD",

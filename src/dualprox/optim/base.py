@@ -17,6 +17,14 @@ from ..penalties import L1, Coupled, ElasticNet, Penalty
 from ..sharding import whole
 from ..subproblem import Exact, Solver, Subproblem
 from .bundle import as_tensor, bundles, part_of, tensors_of
+from .frozen import (
+    MARKS,
+    acting_groups,
+    can_freeze,
+    hold,
+    holds_support,
+    mark,
+)
 from .fused import IMPLEMENTATIONS, Plan, make_plan, why_unavailable
 from .options import Options, SolveReport
 from .solve import solve
@@ -66,6 +74,7 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
             "impl": options.get("impl", "auto"),
             "capturable": options.get("capturable", False),
             "penalty": None,
+            "frozen": False,
         }
         super().__init__(params, {**defaults, **shared})
 
@@ -94,6 +103,8 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
             momentum = group["momentum"]
             require(is_real(momentum) and 0 <= momentum < 1, "momentum", "in [0, 1)", momentum)
         require(isinstance(group["maximize"], bool), "maximize", "a bool", group["maximize"])
+        rule = "False in a new group; freeze_structure_() freezes"
+        require(group["frozen"] is False, "frozen", rule, group["frozen"])
         require(
             group["impl"] in IMPLEMENTATIONS, "impl", f"one of {IMPLEMENTATIONS}", group["impl"]
         )
@@ -160,6 +171,8 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
                         self._note_solve(param, count, None)
             if plan.eager:
                 self._update_all(plan.eager, group, float(group["lr"]))
+            if holds_support(group):
+                hold(plan.params, [self.state[param]["live"] for param in plan.params])
         return loss
 
     def _require_dense(self, group: dict[str, Any], params: list[Tensor]) -> None:
@@ -177,7 +190,7 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         if self._plans is None:
             self._plans = {}
         known = self._plans.get(number)
-        names = ("impl", "penalty", "solver", "amsgrad", "capturable")
+        names = ("impl", "penalty", "solver", "amsgrad", "capturable", "frozen")
         key = tuple([group.get(name) for name in names])
         if known is not None and known.key == key and known.still_holds(params, self.state):
             return known
@@ -185,8 +198,9 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         method = type(self).__dict__.get("kernel")
         called = {id(param): name for name, param, _ in self.named_params()}
         called_so = [called[id(param)] for param in params]
+        acting = {**group, "penalty": None} if holds_support(group) else group
         self._plans[number] = make_plan(
-            method, params, states, called_so, group, self._certify, key
+            method, params, states, called_so, acting, self._certify, key
         )
         return self._plans[number]
 
@@ -199,7 +213,17 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
 
     def _update_all(self, params: list[Tensor], group: dict[str, Any], lr: float) -> None:
         """`update` each of these parameters of a group, or bundles of them."""
-        states = [self.ready_state(param, group) for param in params]
+        for param in params:
+            self.ready_state(param, group)
+        for some, acting in acting_groups(params, group, self.state):
+            self._update_some(some, acting, lr)
+
+    def _update_some(self, params: list[Tensor], group: dict[str, Any], lr: float) -> None:
+        # The method resets all of its state at a restart; what is frozen is none of it.
+        states = [
+            {key: value for key, value in self.state[param].items() if key not in MARKS}
+            for param in params
+        ]
         together: Iterable[list[int]] = ([index] for index in range(len(params)))
         if isinstance(group["penalty"], Coupled):
             require_same_counters(states, self.counters)
@@ -335,6 +359,48 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
             raise RuntimeError("finalize_() inside structured() would be undone on exit")
         for param, point in self._all_structured_points():
             param.copy_(point)
+
+    @torch.no_grad()
+    def freeze_structure_(self) -> None:
+        """Begin the refit: hold the structure found, drop the penalty on what is left of it.
+
+        Makes the structured point the iterate and restarts. From then on each step solves
+
+            min_z <v, z> + 1/2 <z - z0, D (z - z0)>,   z = 0 in dead entries
+
+        whose solution is exact, and what the parameters hold in dead entries is exactly zero after
+        every step. Dead are the groups of group penalties that are zero (of coupled ones in every
+        tensor; free slices stay free), and for entrywise and sparse-group penalties all zeros. For
+        penalties on singular values, rank(z) <= that of the structured point takes the subspace's
+        place, by the solver of `RankAtMost`; the iterate, an average, meets it at `finalize_()`.
+
+        Constraints (`Box` and others with `is_constraint`) keep acting. Calling it again can only
+        lose groups. Group settings, `penalty` included, stay, but for `frozen`, now True: it
+        and the structure are part of `state_dict()`.
+
+        Raises:
+            ValueError: no group has a penalty that is no constraint.
+            NotImplementedError: a penalty of your own says that it has no live entries.
+
+        Source: docs/math.md#refit.
+        """
+        groups = [group for group in self.param_groups if can_freeze(group["penalty"])]
+        if not groups:
+            raise ValueError(
+                "freeze_structure_() needs a group with a penalty, got constraints only"
+            )
+        self.finalize_()
+        self.restart()
+        for unit in self.units():
+            if can_freeze(unit.group["penalty"]):
+                mark(unit, [self.ready_state(param, unit.group) for param in unit.params])
+        for group in groups:
+            group["frozen"] = True
+            for param in group["params"]:
+                self._forget(self.state[param])
+
+    def _forget(self, state: dict[str, Tensor]) -> None:
+        """Called when the point that a state leads to is no longer the structured one."""
 
     def _all_structured_points(self) -> list[tuple[Tensor, Tensor]]:
         return [

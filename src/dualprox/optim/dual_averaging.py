@@ -11,6 +11,7 @@ from torch import Tensor
 from ..subproblem import Subproblem
 from .base import ProximalOptimizer
 from .bundle import as_tensor, tensors_of
+from .frozen import acting_groups, hold, holds_support
 from .solve import solve
 from .unit import Unit, joint_state
 
@@ -118,10 +119,15 @@ class DualAveraging(ProximalOptimizer):
         params, group = unit.params, unit.group
         if self._structured_depth or not self._has_moved(params[0]):
             return [param.detach().clone() for param in params]
-        problem = self.last_subproblem(unit)
-        start = as_tensor(params).to(problem.linear.dtype)
-        point = solve(problem, start, group.get("solver")).point
-        return tensors_of(point.to(params[0].dtype))
+        points: list[Tensor] = []
+        for some, acting in acting_groups(params, group, self.state):
+            problem = self._subproblem(joint_state([self.state[param] for param in some]), acting)
+            start = as_tensor(some).to(problem.linear.dtype)
+            point = solve(problem, start, group.get("solver")).point
+            points += tensors_of(point.to(params[0].dtype))
+        if holds_support(group):
+            hold(points, [self.state[param]["live"] for param in params])
+        return points
 
     @torch.no_grad()
     def gradient_estimate(self, param: Tensor) -> Tensor | None:
@@ -130,6 +136,11 @@ class DualAveraging(ProximalOptimizer):
             return None
         state = self.state[param]
         return state["grad_sum"] / state["penalty_sum"].item()
+
+    def _forget(self, state: dict[str, Tensor]) -> None:
+        # No step since: the iterate is the structured point.
+        for name in self.counters:
+            state[name].fill_(1 if name == "restart" else 0)
 
     def restart(self) -> None:
         """Begin a stage at the next step: anchor <- iterate, sums <- 0, counter <- 0.

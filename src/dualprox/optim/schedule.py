@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..checks import is_count, is_real, require
 from .base import ProximalOptimizer
+from .frozen import can_freeze
 
 
 class StageSchedule(LRScheduler):
@@ -30,10 +31,14 @@ class StageSchedule(LRScheduler):
             makes the whole run the final stage.
         gamma: > 0, the factor on lr and eps.
         ramp: whether the final stage ramps.
+        refit: whether the last milestone begins a refit, `optimizer.freeze_structure_()`: the
+            structure is held and its penalty dropped.
+        refit_gamma: > 0, the factor on lr and eps at that milestone, None for gamma.
 
     Raises:
         TypeError: the optimizer is not from dualprox.
-        ValueError: milestones or gamma break their rule.
+        ValueError: milestones, gamma or refit_gamma break their rule, or there is nothing to
+            refit: no milestone, or no penalty but constraints.
 
     Warns:
         UserWarning: something else changed lr since the last call.
@@ -61,6 +66,8 @@ class StageSchedule(LRScheduler):
         milestones: Iterable[int],
         gamma: float = 0.1,
         ramp: bool = True,
+        refit: bool = False,
+        refit_gamma: float | None = None,
     ) -> None:
         if not isinstance(optimizer, ProximalOptimizer):
             raise TypeError(
@@ -72,8 +79,18 @@ class StageSchedule(LRScheduler):
         require(ok, "milestones", "increasing ints >= 1", self.milestones)
         require(is_real(gamma) and gamma > 0, "gamma", "a finite number > 0", gamma)
         require(isinstance(ramp, bool), "ramp", "a bool", ramp)
+        require(isinstance(refit, bool), "refit", "a bool", refit)
+        rule = "False without a milestone to begin at"
+        require(bool(self.milestones) or not refit, "refit", rule, refit)
+        freezable = any(can_freeze(group["penalty"]) for group in optimizer.param_groups)
+        require(freezable or not refit, "refit", "False without a penalty to drop", refit)
+        ok = refit_gamma is None or (is_real(refit_gamma) and refit_gamma > 0)
+        require(ok, "refit_gamma", "None or a finite number > 0", refit_gamma)
+        require(refit or refit_gamma is None, "refit_gamma", "None without refit", refit_gamma)
         self.gamma = gamma
         self.ramp = ramp
+        self.refit = refit
+        self.refit_gamma = refit_gamma
         super().__init__(optimizer)
         self._set_ramp()
 
@@ -88,9 +105,18 @@ class StageSchedule(LRScheduler):
     def _begins_stage(self) -> bool:
         return self.last_epoch in self.milestones and self._step_count > 1
 
+    def _begins_refit(self) -> bool:
+        return self.refit and self._begins_stage() and self.last_epoch == self.milestones[-1]
+
+    def _factor(self) -> float:
+        """What a stage that begins multiplies lr and eps by."""
+        if self._begins_refit() and self.refit_gamma is not None:
+            return self.refit_gamma
+        return self.gamma
+
     def get_lr(self) -> list[float | Tensor]:
         """The groups' learning rates, times gamma when a stage begins."""
-        factor = self.gamma if self._begins_stage() else 1
+        factor = self._factor() if self._begins_stage() else 1
         return [group["lr"] * factor for group in self.optimizer.param_groups]
 
     def step(self, epoch: int | None = None) -> None:
@@ -107,18 +133,21 @@ class StageSchedule(LRScheduler):
         if self._begins_stage():
             for group in self.optimizer.param_groups:
                 if "ramp" in group and "eps" in group:  # RAMDA's; ProxAdamW keeps its own
-                    group["eps"] *= self.gamma
+                    group["eps"] *= self._factor()
             assert isinstance(self.optimizer, ProximalOptimizer)
-            self.optimizer.restart()
+            if self._begins_refit():
+                self.optimizer.freeze_structure_()
+            else:
+                self.optimizer.restart()
             self._set_ramp()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken.
 
         Raises:
-            ValueError: it is the state of a schedule with other milestones, gamma or ramp.
+            ValueError: it is the state of a schedule with other milestones, gamma, ramp or refit.
         """
-        for name in ("milestones", "gamma", "ramp"):
+        for name in ("milestones", "gamma", "ramp", "refit", "refit_gamma"):
             saved = state_dict.get(name)
             if saved != getattr(self, name):
                 raise ValueError(

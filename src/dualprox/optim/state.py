@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .frozen import MARKS, marks_of
+
 # Objects a checkpoint keeps as text. On load the optimizer's own stay in force.
 _LIVE_KEYS = ("penalty", "solver", "impl")
 
@@ -32,7 +34,8 @@ class StatefulOptimizer(Optimizer):
 
     Subclasses name their per-parameter state in `counters` (0-dim float64 tensors on the CPU, or
     with `capturable` on the parameter's device) and
-    `buffers` (tensors like the parameter, float32 or wider).
+    `buffers` (tensors like the parameter, float32 or wider). Parameters of frozen groups have
+    besides them `live` (bool, like the parameter) or `rank` (0-dim float64, on the CPU).
     """
 
     counters: ClassVar[tuple[str, ...]] = ("step",)
@@ -94,8 +97,10 @@ class StatefulOptimizer(Optimizer):
                     f"a parameter of shape {tuple(param.shape)} is on {param.device} but its "
                     f"state, of shape {tuple(buffer.shape)}, on {buffer.device}"
                 )
+        kept = {key: state[key].to(param.device) for key in MARKS if key == "live" and key in state}
+        kept |= {key: state[key] for key in MARKS if key == "rank" and key in state}
         state.clear()
-        state.update(self.new_state(param, group))
+        state.update(self.new_state(param, group) | kept)
         return state
 
     def state_dict(self) -> dict[str, Any]:
@@ -165,13 +170,18 @@ class StatefulOptimizer(Optimizer):
                 )
             live = {key: group[key] for key in (*_LIVE_KEYS, "capturable") if key in group}
             missing = {key: v for key, v in group.items() if key != "params" and key not in saved}
-            groups.append({**missing, **saved, **live})
+            groups.append({**missing, "frozen": False, **saved, **live})
         return groups + saved_groups[len(groups) :]
 
     def _adopt_state(self, saved: dict[str, Any]) -> dict[Tensor, dict[str, Tensor]]:
         """Copies of the saved state on the parameters' devices, in the dtypes of fresh state."""
         ids = [i for group in saved["param_groups"] for i in group["params"]]
         params = [(name, p, group) for name, p, group in self.named_params()]
+        frozen = {
+            i: group.get("frozen", False)
+            for group in saved["param_groups"]
+            for i in group["params"]
+        }
         adopted: dict[Tensor, dict[str, Tensor]] = {}
         if len(ids) != len(params):
             return adopted  # torch refuses it, after this
@@ -179,7 +189,8 @@ class StatefulOptimizer(Optimizer):
             state = saved["state"].get(index)
             if not state:
                 continue
-            needed = (*self.counters, *self._buffers(group))
+            marks = marks_of({**group, "frozen": frozen[index]})
+            needed = (*self.counters, *self._buffers(group), *marks)
             missing = [key for key in needed if key not in state]
             if missing:
                 raise ValueError(
@@ -191,13 +202,17 @@ class StatefulOptimizer(Optimizer):
                 counter = torch.as_tensor(state[key]).detach()
                 place = param.device if group.get("capturable") else "cpu"
                 adopted[param][key] = counter.to(place, torch.float64, copy=True)
-            for key in self._buffers(group):
+            if "rank" in marks:
+                rank = torch.as_tensor(state["rank"]).detach()
+                adopted[param]["rank"] = rank.to("cpu", torch.float64, copy=True)
+            for key in (*self._buffers(group), *(key for key in marks if key == "live")):
                 if state[key].shape != param.shape:
                     raise ValueError(
                         f"the saved {key} of parameter {name} has shape "
                         f"{tuple(state[key].shape)}, the parameter {tuple(param.shape)}"
                     )
                 # In memory like the parameter, whatever the layout of the saved one.
-                fresh = torch.empty_like(param, dtype=state_dtype(param), requires_grad=False)
+                dtype = torch.bool if key == "live" else state_dtype(param)
+                fresh = torch.empty_like(param, dtype=dtype, requires_grad=False)
                 adopted[param][key] = fresh.copy_(state[key].detach())
         return adopted

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..optim import ProximalOptimizer
+from ..optim.frozen import residual as frozen_residual
 from ..penalties import Structure
 from ..sharding import whole
 from .metrics import penalized_points
@@ -26,7 +27,8 @@ class StructureRecord:
         stationarity: the estimate of dist(0, dF) at the structured point, over all parameters,
             with the method's own estimate of the gradient in place of the full gradient. For
             RMDA and RAMDA that is V_t / alpha_t, whose error vanishes; for the others it stays
-            as noisy as their momentum. None before the first step.
+            as noisy as their momentum. Of a frozen structure, the norm of the estimate along it.
+            None before the first step.
     """
 
     epoch: int
@@ -101,6 +103,9 @@ class StructureMonitor:
                 continue
             if unit.group["penalty"] is None:
                 residual = torch.linalg.vector_norm(gradients[0])
+            elif unit.group["frozen"]:
+                points = self.opt.structured_points(unit)
+                residual = frozen_residual(unit, points, gradients, self.opt.state)
             else:
                 point = unit.point(self.opt.structured_points(unit)).to(gradients[0].dtype)
                 residual = unit.group["penalty"].residual(point, unit.point(gradients))

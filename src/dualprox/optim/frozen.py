@@ -1,0 +1,116 @@
+"""Refit: the structure that was found is held, and its penalty acts no more."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..penalties import Penalty, RankAtMost
+from ..penalties.low_rank import SpectralPenalty, numerical_rank
+from ..sharding import sharded_like, whole
+from .unit import Unit
+
+# What a frozen group's state holds besides the method's: the one or the other.
+MARKS = ("live", "rank")
+
+State = Mapping[Tensor, Mapping[str, Tensor]]
+# Public, whatever its functions' names say: torch.optim's own foreach=True is written in them.
+_torch: Any = torch
+
+
+def can_freeze(penalty: Penalty | None) -> bool:
+    """Whether there is a structure to hold: constraints keep acting instead."""
+    return penalty is not None and not penalty.is_constraint
+
+
+def has_rank(penalty: Penalty) -> bool:
+    """Whether its structure is a rank, and no support."""
+    return isinstance(penalty, SpectralPenalty)
+
+
+def marks_of(group: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names in the state of a group's parameters that hold its structure."""
+    if not group.get("frozen", False):
+        return ()
+    return ("rank",) if has_rank(group["penalty"]) else ("live",)
+
+
+def holds_support(group: Mapping[str, Any]) -> bool:
+    """Whether the group is frozen to a coordinate subspace."""
+    return marks_of(group) == ("live",)
+
+
+def live_entries(unit: Unit, points: Sequence[Tensor]) -> list[Tensor]:
+    """Which entries of a unit's parameters may move, as bool tensors laid out like them.
+
+    Raises:
+        NotImplementedError: the penalty's manifold is no coordinate subspace.
+    """
+    penalty = unit.group["penalty"]
+    found: Any = penalty.live_entries(unit.point([whole(point.detach()) for point in points]))
+    if found is None:
+        raise NotImplementedError(
+            f"{type(penalty).__name__} has no live entries, of which a frozen structure consists"
+        )
+    parts = found.tensors() if len(unit.params) > 1 or hasattr(found, "tensors") else [found]
+    return [
+        torch.empty_like(param, dtype=torch.bool, requires_grad=False).copy_(
+            sharded_like(live, param)
+        )
+        for param, live in zip(unit.params, parts, strict=True)
+    ]
+
+
+def mark(unit: Unit, states: Sequence[dict[str, Tensor]]) -> None:
+    """Write the structure that the parameters of a unit have into their states.
+
+    What has been frozen before can only get less.
+    """
+    if has_rank(unit.group["penalty"]):
+        for param, state in zip(unit.params, states, strict=True):
+            rank = torch.tensor(float(numerical_rank(param.detach())), dtype=torch.float64)
+            state["rank"] = torch.minimum(rank, state["rank"]) if "rank" in state else rank
+        return
+    for live, state in zip(live_entries(unit, unit.params), states, strict=True):
+        state["live"] = live.logical_and_(state["live"]) if "live" in state else live
+
+
+def acting_groups(
+    params: Sequence[Tensor], group: dict[str, Any], state: State
+) -> Iterator[tuple[list[Tensor], dict[str, Any]]]:
+    """Parameters of a group, and the group with the penalty that their subproblem has.
+
+    That is none where a support is held, since `hold` solves the problem on the subspace from its
+    solution on the whole space; and the constraint on the rank where one is held.
+    """
+    marks = marks_of(group)
+    if marks == ("rank",):
+        for param in params:
+            rank = int(state[param]["rank"].item())
+            yield [param], {**group, "penalty": RankAtMost(rank)}
+    else:
+        yield list(params), {**group, "penalty": None} if marks else group
+
+
+def hold(tensors: Sequence[Tensor], live: Sequence[Tensor]) -> None:
+    """Set the entries that are not live to zero, in place, without synchronising; NaN stays."""
+    if tensors:
+        _torch._foreach_mul_(list(tensors), list(live))
+
+
+def residual(
+    unit: Unit, points: Sequence[Tensor], gradients: Sequence[Tensor], state: State
+) -> Tensor:
+    """The norm of what gradients of a frozen unit have along its manifold, a 0-dim tensor."""
+    norms = []
+    for param, point, gradient in zip(unit.params, points, gradients, strict=True):
+        if holds_support(unit.group):
+            norm = torch.linalg.vector_norm(gradient * state[param]["live"])
+        else:
+            constraint = RankAtMost(int(state[param]["rank"].item()))
+            # A point rounded to half precision has no low rank.
+            near = constraint.prox(point.to(gradient.dtype), 1.0)
+            norm = constraint.residual(near, gradient)
+        norms.append(whole(norm))
+    return torch.linalg.vector_norm(torch.stack(norms))
