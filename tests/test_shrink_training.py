@@ -44,6 +44,13 @@ PENALTIES = {
 }
 
 
+every_pair = pytest.mark.parametrize(
+    ("name", "penalty"),
+    [(name, penalty) for name in OPTIMIZERS for penalty in PENALTIES.values()],
+    ids=[f"{name}, {penalty}" for name in OPTIMIZERS for penalty in PENALTIES],
+)
+
+
 def steps(model: nn.Module, opt: dp.ProximalOptimizer, count: int) -> None:
     x, y = data()
     for _ in range(count):
@@ -52,9 +59,11 @@ def steps(model: nn.Module, opt: dp.ProximalOptimizer, count: int) -> None:
         opt.step()
 
 
-@pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES)
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_smaller_network_takes_the_steps_of_the_larger(name: str, penalty: Any) -> None:
+@pytest.mark.parametrize("refit", [False, True])
+@every_pair
+def test_the_smaller_network_takes_the_steps_of_the_larger(
+    name: str, penalty: Any, refit: bool
+) -> None:
     torch.manual_seed(1)
     make, settings = OPTIMIZERS[name]
     x, _ = data()
@@ -72,6 +81,10 @@ def test_the_smaller_network_takes_the_steps_of_the_larger(name: str, penalty: A
     opt = make(groups, **settings)
     steps(dense, opt, 3)
     assert dp.structure(opt).group_sparsity
+    dead: dict[str, torch.Tensor] = {}
+    if refit:
+        opt.freeze_structure_()
+        dead = dp.FrozenSupport.of(opt).dead
     twin = copy.deepcopy(dense)
     twin_groups = dp.param_groups(twin, penalty, coupled=True, example_input=x)
     twin_opt = make(twin_groups, **settings)
@@ -91,6 +104,11 @@ def test_the_smaller_network_takes_the_steps_of_the_larger(name: str, penalty: A
             adaptive = name in ("RAMDA", "ProxAdamW")
             rtol, atol = (1e-4, 1e-4) if adaptive else (1e-9, 1e-12)
             torch.testing.assert_close(param, large, rtol=rtol, atol=atol)
+    if refit:
+        assert twin_opt.param_groups[0]["frozen"] is True
+        for param_name, mask in dead.items():
+            assert not dense.get_parameter(param_name)[mask].any()
+        assert twin_opt.state[twin_opt.param_groups[0]["params"][0]]["live"].any()
 
 
 def test_names_and_indices_map_back_through_two_plans() -> None:

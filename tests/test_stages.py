@@ -181,12 +181,72 @@ def test_its_state_is_plain_and_must_fit():
         ({"milestones": [1.5]}, "milestones"),
         ({"milestones": [1], "gamma": 0.0}, r"gamma must be a finite number > 0, got 0\.0"),
         ({"milestones": [1], "ramp": 1}, "ramp must be a bool, got 1"),
+        ({"milestones": [1], "refit": 1}, "refit must be a bool, got 1"),
+        ({"milestones": [], "refit": True}, "refit must be False without a milestone"),
+        ({"milestones": [1], "refit": True}, "refit must be False without a penalty to drop"),
+        ({"milestones": [1], "refit_gamma": 0.0}, "refit_gamma must be None or a finite number"),
+        ({"milestones": [1], "refit_gamma": 0.5}, "refit_gamma must be None without refit"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
     params, _ = small_problem()
     with pytest.raises(ValueError, match=message):
         dp.StageSchedule(dp.RMDA(params), **settings)
+
+
+@every
+@pytest.mark.parametrize("refit_gamma", [None, 0.25])
+def test_the_last_milestone_begins_the_refit(maker, refit_gamma):
+    params, set_gradients = small_problem()
+    opt = maker(grouped(params, strength=0.5))
+    stages = dp.StageSchedule(opt, [2, 4], gamma=0.5, refit=True, refit_gamma=refit_gamma)
+    rates, frozen, eps = [], [], opt.param_groups[0].get("eps")
+    for step in range(6):
+        rates.append(opt.param_groups[0]["lr"])
+        frozen.append(opt.param_groups[0]["frozen"])
+        run(opt, set_gradients, range(step, step + 1))
+        stages.step()
+    last = 0.5 * (refit_gamma or 0.5)
+    assert rates == [maker.lr * f for f in (1, 1, 0.5, 0.5, last, last)]
+    assert frozen == [False] * 4 + [True] * 2
+    if maker.averages:
+        assert opt.param_groups[0]["ramp"] is True
+        assert [opt.state[p]["step"].item() for p in params] == [2, 2, 2]
+    if maker.make is dp.RAMDA:
+        assert opt.param_groups[0]["eps"] == eps * last
+
+
+@every
+@pytest.mark.parametrize("saved_at", [2, 4, 5])
+def test_a_refit_resumes_bit_by_bit(maker, saved_at):
+    def made():
+        params, set_gradients = small_problem(torch.float32)
+        opt = maker(grouped(params, strength=0.5))
+        stages = dp.StageSchedule(opt, [2, 4], refit=True)
+        return params, opt, stages, set_gradients
+
+    def steps(opt, stages, set_gradients, which):
+        for step in which:
+            run(opt, set_gradients, range(step, step + 1))
+            stages.step()
+
+    params, *parts, set_gradients = made()
+    steps(*parts, set_gradients, range(saved_at))
+    buffer = io.BytesIO()
+    torch.save([[p.detach() for p in params], *(part.state_dict() for part in parts)], buffer)
+    steps(*parts, set_gradients, range(saved_at, 9))
+    buffer.seek(0)
+    values, *saved = torch.load(buffer, weights_only=True)
+    others, *twins, set_others = made()
+    for p, value in zip(others, values, strict=True):
+        p.data.copy_(value)
+    for twin, state in zip(twins, saved, strict=True):
+        twin.load_state_dict(state)
+    steps(*twins, set_others, range(saved_at, 9))
+    assert_same([*params], [*others])
+    assert twins[0].param_groups[0]["frozen"] is True
+    with pytest.raises(ValueError, match="refit was saved as True, this schedule has False"):
+        dp.StageSchedule(twins[0], [2, 4]).load_state_dict(saved[1])
 
 
 def test_it_is_for_our_optimizers_only():

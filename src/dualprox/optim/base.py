@@ -34,6 +34,7 @@ from .unit import (
     check_coupled,
     joint_state,
     require_all_gradients,
+    require_dense_gradients,
     require_same_counters,
     units_of,
 )
@@ -154,7 +155,7 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         work = []
         for number, group in enumerate(self.param_groups):
             moving = [param for param in group["params"] if param.grad is not None]
-            self._require_dense(group, moving)
+            require_dense_gradients(group["params"], self._names(number), type(self).__name__)
             if moving and isinstance(group["penalty"], Coupled):
                 require_all_gradients(group["params"], self._names(number))
             # A kernel that can be captured reads a tensor lr on the device.
@@ -174,16 +175,6 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
             if holds_support(group):
                 hold(plan.params, [self.state[param]["live"] for param in plan.params])
         return loss
-
-    def _require_dense(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        for param in params:
-            assert param.grad is not None
-            if param.grad.layout != torch.strided:
-                name = next(name for name, other, _ in self.named_params() if other is param)
-                raise RuntimeError(
-                    f"{type(self).__name__} needs dense gradients, parameter {name} has "
-                    f"{param.grad.layout}"
-                )
 
     def _plan(self, number: int, group: dict[str, Any], params: list[Tensor]) -> Plan:
         """Who steps which parameter; made anew when the group or its tensors have changed."""
@@ -386,9 +377,7 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         """
         groups = [group for group in self.param_groups if can_freeze(group["penalty"])]
         if not groups:
-            raise ValueError(
-                "freeze_structure_() needs a group with a penalty, got constraints only"
-            )
+            raise ValueError("a group must have a penalty that is no constraint, got none")
         self.finalize_()
         self.restart()
         for unit in self.units():

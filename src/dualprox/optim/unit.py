@@ -68,6 +68,15 @@ def check_coupled(group: dict[str, Any], names: Sequence[str], takes_bundles: bo
             )
 
 
+def require_dense_gradients(params: Sequence[Tensor], names: Sequence[str], owner: str) -> None:
+    """Raise RuntimeError for the first parameter with a gradient that is not dense."""
+    for name, param in zip(names, params, strict=True):
+        if param.grad is not None and param.grad.layout != torch.strided:
+            raise RuntimeError(
+                f"{owner} needs dense gradients, parameter {name} has {param.grad.layout}"
+            )
+
+
 def require_all_gradients(params: Sequence[Tensor], names: Sequence[str]) -> None:
     """Raise RuntimeError if some parameters of a coupled group have no gradient."""
     lacking = [name for name, param in zip(names, params, strict=True) if param.grad is None]
