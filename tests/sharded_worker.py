@@ -112,7 +112,7 @@ def train(model: nn.Module, opt: dp.ProximalOptimizer, steps: range) -> None:
         opt.step()
 
 
-def fsdp(mesh: Any, maker: Any, folder: Path) -> None:
+def fsdp(mesh: Any, maker: Any, folder: Path, refit: bool = False) -> None:
     """FSDP trains like one process, and continues from a distributed checkpoint bit by bit."""
     one, many, resumed = mlp(), mlp(), mlp()
     optimizers = []
@@ -122,6 +122,11 @@ def fsdp(mesh: Any, maker: Any, folder: Path) -> None:
                 fully_shard(layer, mesh=mesh)
             fully_shard(model, mesh=mesh)
         optimizers.append(maker(dp.param_groups(model, dp.GroupLasso(0.02)), lr=0.01))
+    if refit:
+        one[0].weight.data[:, 2] = 0
+        many[0].weight.data.mul_(distribute_like(one[0].weight.data != 0, many[0].weight))
+        for opt in optimizers:
+            opt.freeze_structure_()
     train(one, optimizers[0], range(3))
     train(many, optimizers[1], range(3))
     same(one, many)
@@ -137,6 +142,16 @@ def fsdp(mesh: Any, maker: Any, folder: Path) -> None:
     same(one, many)
     for ours, theirs in zip(resumed.parameters(), many.parameters(), strict=True):
         assert torch.equal(full(ours), full(theirs))
+    if refit:
+        assert not full(many[0].weight)[:, 2].any()
+        opts = optimizers[:2]
+        ours, theirs = (dp.StructureMonitor(opt).update() for opt in reversed(opts))
+        assert ours.stationarity == pytest.approx(theirs.stationarity, rel=1e-9)
+
+
+def distribute_like(tensor: torch.Tensor, other: Any) -> Any:
+    """The tensor cut as another is."""
+    return distribute_tensor(tensor, other.device_mesh, other.placements)
 
 
 def full(param: Any) -> torch.Tensor:
@@ -161,6 +176,8 @@ def cases(mesh: Any, folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
                 yield name, lambda a=placement, b=penalty, c=maker: agree(mesh, a, b, c)
         yield f"{maker} coupled", lambda c=maker: refuse_coupled(mesh, c)
         yield f"{maker} FSDP", lambda c=maker: fsdp(mesh, c, folder / str(c))
+        path = folder / f"{maker} refit"
+        yield f"{maker} FSDP refit", lambda c=maker, d=path: fsdp(mesh, c, d, refit=True)
 
 
 def main(rank: int, folder: str) -> None:

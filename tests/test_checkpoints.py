@@ -161,12 +161,14 @@ def train(model, opt, which):
 
 @every
 @pytest.mark.parametrize("flatten", [False, True])
-@pytest.mark.parametrize("trained", [0, 3])
+@pytest.mark.parametrize(("trained", "frozen"), [(0, False), (3, False), (3, True)])
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-def test_distributed_checkpoints_continue_bit_by_bit(maker, flatten, trained, tmp_path):
+def test_distributed_checkpoints_continue_bit_by_bit(maker, flatten, trained, frozen, tmp_path):
     options = StateDictOptions(flatten_optimizer_state_dict=flatten)
     model, opt = network(maker)
     train(model, opt, range(trained))
+    if frozen:
+        opt.freeze_structure_()
     weights = {name: t.clone() for name, t in model.state_dict().items()}
     saved = get_optimizer_state_dict(model, opt, options=options)
     assert_same([*model.state_dict().values()], [*weights.values()])
@@ -174,6 +176,8 @@ def test_distributed_checkpoints_continue_bit_by_bit(maker, flatten, trained, tm
     train(model, opt, range(trained, 6))
 
     other, twin = network(maker)
+    if frozen:  # a checkpoint is loaded into a state with the same keys
+        twin.freeze_structure_()
     target = {
         "model": other.state_dict(),
         "opt": get_optimizer_state_dict(other, twin, options=options),

@@ -198,10 +198,28 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_place(tmp_path, capsys
     assert "in epoch 1, step" in capsys.readouterr().err
 
 
-def test_a_run_stopped_between_its_files_ends_with_the_same_bits(tmp_path):
+def test_a_refit_holds_the_structure_of_its_first_epoch(tmp_path):
+    run = settings.with_settings(
+        RECIPES["digits_mlp_ramda_refit"](),
+        ["epochs=6", "milestones=2,4", "model.hidden=12", "baseline=none"],
+    )
+    train.start(run, tmp_path)
+    train.go_on(tmp_path, lambda run, row: None)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[3]["group_sparsity"] == rows[4]["group_sparsity"] == rows[5]["group_sparsity"] > 0
+
+
+@pytest.mark.parametrize("field", ["milestones=()", "penalty=none"])
+def test_a_refit_needs_a_penalty_and_a_milestone(field):
+    with pytest.raises(ValueError, match="refit must be false without a penalty and a milestone"):
+        settings.with_settings(RECIPES["digits_mlp_ramda_refit"](), [field])
+
+
+@pytest.mark.parametrize("name", ["digits_mlp_ramda", "digits_mlp_ramda_refit"])
+def test_a_run_stopped_between_its_files_ends_with_the_same_bits(tmp_path, name):
     """Metrics of an epoch are written before its checkpoint: lines beyond that are cut."""
     run = settings.with_settings(
-        RECIPES["digits_mlp_ramda"](),
+        RECIPES[name](),
         ["epochs=4", "milestones=1,2", "model.hidden=12", "baseline=none"],
     )
 

@@ -138,8 +138,11 @@ def test_freezing_makes_the_structured_point_the_iterate(maker, name, dtype):
 @every
 @pytest.mark.parametrize(
     ("name", "impl"),
-    [(name, impl) for name in PENALTIES for impl in ("eager", "native")][:6]
-    + [("GroupMCP", "eager"), ("Coupled", "auto")],  # no fused step before they are frozen
+    [
+        *((name, "eager") for name in PENALTIES),
+        *((name, "native") for name in ("L1", "GroupLasso", "SparseGroupLasso")),
+        ("Coupled", "auto"),  # has no fused step before it is frozen
+    ],
 )
 def test_zeros_stay_whatever_the_schedule_does(maker, name, impl):
     problem, dead = frozen(maker, name, dtype=torch.float32, impl=impl)

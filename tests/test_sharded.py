@@ -54,5 +54,10 @@ def test_sharded_weights_of_a_coupled_group_are_refused(failures, optimizer):
 
 
 @pytest.mark.parametrize("optimizer", ["RMDA", "RAMDA", "ProxSGD", "ProxAdamW"])
+def test_fsdp_holds_a_frozen_structure_and_resumes_bit_by_bit(failures, optimizer):
+    assert report(failures, f"{optimizer} ", " FSDP refit") == ""
+
+
+@pytest.mark.parametrize("optimizer", ["RMDA", "RAMDA", "ProxSGD", "ProxAdamW"])
 def test_fsdp_trains_like_one_process_and_resumes_bit_by_bit(failures, optimizer):
     assert report(failures, f"{optimizer} ", " FSDP") == ""
