@@ -365,13 +365,11 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         penalties on singular values, rank(z) <= that of the structured point takes the subspace's
         place, by the solver of `RankAtMost`; the iterate, an average, meets it at `finalize_()`.
 
-        Constraints (`Box` and others with `is_constraint`) keep acting. Calling it again can only
-        lose groups. Group settings, `penalty` included, stay, but for `frozen`, now True: it
-        and the structure are part of `state_dict()`.
+        Constraints (`is_constraint`) keep acting. Calling it again can only lose groups. A group's
+        `penalty` stays; its `frozen`, now True, and the structure are part of `state_dict()`.
 
         Raises:
             ValueError: no group has a penalty that is no constraint.
-            NotImplementedError: a penalty of your own says that it has no live entries.
 
         Source: docs/math.md#refit.
         """
