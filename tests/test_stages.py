@@ -230,23 +230,23 @@ def test_a_refit_resumes_bit_by_bit(maker, saved_at):
             run(opt, set_gradients, range(step, step + 1))
             stages.step()
 
-    params, *parts, set_gradients = made()
-    steps(*parts, set_gradients, range(saved_at))
+    params, opt, stages, set_gradients = made()
+    steps(opt, stages, set_gradients, range(saved_at))
     buffer = io.BytesIO()
-    torch.save([[p.detach() for p in params], *(part.state_dict() for part in parts)], buffer)
-    steps(*parts, set_gradients, range(saved_at, 9))
+    torch.save([[p.detach() for p in params], opt.state_dict(), stages.state_dict()], buffer)
+    steps(opt, stages, set_gradients, range(saved_at, 9))
     buffer.seek(0)
-    values, *saved = torch.load(buffer, weights_only=True)
-    others, *twins, set_others = made()
+    values, opt_state, stages_state = torch.load(buffer, weights_only=True)
+    others, twin, twin_stages, set_others = made()
     for p, value in zip(others, values, strict=True):
         p.data.copy_(value)
-    for twin, state in zip(twins, saved, strict=True):
-        twin.load_state_dict(state)
-    steps(*twins, set_others, range(saved_at, 9))
+    twin.load_state_dict(opt_state)
+    twin_stages.load_state_dict(stages_state)
+    steps(twin, twin_stages, set_others, range(saved_at, 9))
     assert_same([*params], [*others])
-    assert twins[0].param_groups[0]["frozen"] is True
+    assert twin.param_groups[0]["frozen"] is True
     with pytest.raises(ValueError, match="refit was saved as True, this schedule has False"):
-        dp.StageSchedule(twins[0], [2, 4]).load_state_dict(saved[1])
+        dp.StageSchedule(twin, [2, 4]).load_state_dict(stages_state)
 
 
 def test_it_is_for_our_optimizers_only():
