@@ -13,7 +13,7 @@ from oracles.precise import condition, precise_group
 
 EXACT_CASES = [case for case in CASES if case.oracles()[0].offers_metric]
 EXACT_WEIGHTS = [(case, i) for case in EXACT_CASES for i in range(len(case.weights))]
-GROUPED = ["GroupLasso", "SparseGroupLasso", "GroupMCP"]
+GROUPED = ["GroupLasso", "SparseGroupLasso", "GroupMCP", "GroupSCAD", "GroupL0", "GroupHalf"]
 CONVEX = ["L1", "ElasticNet", "GroupLasso", "SparseGroupLasso", "Box", "NonNegative"]
 
 
@@ -165,12 +165,21 @@ def test_huge_thresholds_kill_the_layer_and_tiny_ones_leave_it(weight, dtype):
     assert np.abs(left * d / a - 1).max() <= TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("name", GROUPED)
+ENTRYWISE = {
+    "GroupLasso": ("L1", {}),
+    "SparseGroupLasso": ("L1", {}),
+    "GroupMCP": ("MCP", {"gamma": 2.0}),
+    "GroupSCAD": ("SCAD", {"gamma": 2.5, "concavity": 0.7}),
+    "GroupL0": ("L0", {}),
+}
+
+
+@pytest.mark.parametrize("name", ENTRYWISE)
 def test_groups_of_one_entry_reduce_to_the_entrywise_penalty(name):
     rng = np.random.default_rng(18)
     a, d = 3 * rng.normal(size=(1, 40)), 10 ** rng.uniform(-2, 2, size=(1, 40))
-    entrywise = dp.MCP(0.8, gamma=2.0) if name == "GroupMCP" else dp.L1(0.8)
-    extra = {"gamma": 2.0} if name == "GroupMCP" else {}
+    kind, extra = ENTRYWISE[name]
+    entrywise = getattr(dp, kind)(0.8, **extra)
     grouped = getattr(dp, name)(0.8, axis=1, **extra)
     for threshold in (0.1, 1.0, 3.0):
         close(solve(grouped, a, d, threshold), solve(entrywise, a, d, threshold), 1e-13)

@@ -16,6 +16,10 @@ from .optim import (
     ProxSGD,
     SolveReport,
     StageSchedule,
+    scale_strength,
+    set_concavity,
+    set_strength,
+    strengths,
 )
 from .penalties import (
     L0,
@@ -134,9 +138,9 @@ __all__ = [
     "Faces",
     "Fit",
     "Footprint",
+    "FrozenSupport",
     "GroupHalf",
     "GroupL0",
-    "FrozenSupport",
     "GroupLasso",
     "GroupMCP",
     "GroupPenalty",
@@ -194,11 +198,15 @@ __all__ = [
     "save_onnx",
     "save_program",
     "save_slim",
+    "scale_strength",
+    "set_concavity",
+    "set_strength",
     "shrink",
     "shrink_training",
     "sparsify",
     "sparsify_like",
     "strength_max",
+    "strengths",
     "structure",
 ]
 

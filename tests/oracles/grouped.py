@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq, fminbound
 
-from .penalties import ROUNDING, Penalty, mcp, soft
+from .penalties import ROUNDING, SCAD, Penalty, mcp, soft
 
 TIGHT = {"xtol": 1e-250, "rtol": 4 * np.finfo(float).eps, "maxiter": 1000}
 
@@ -237,3 +237,104 @@ class GroupMCP(Grouped):
             return 0.5 * (d * z * z).sum() - (a * z).sum() + step * self.one_value(z, lam)
 
         return min(candidates, key=objective)
+
+
+class Radial(Grouped):
+    """Sum over groups of phi(||w_g||) for any phi: the best of all that a scan of norms finds.
+
+    Along r = ||z|| the objective falls where the z that is stationary for the slope of phi at r is
+    longer than r, so it has a local minimum wherever that ends. Subclasses give phi and its slope.
+    """
+
+    is_convex = False
+    POINTS = 801
+
+    @abstractmethod
+    def phi(self, r, lam) -> Any:
+        """Evaluate at r >= 0."""
+
+    @abstractmethod
+    def slope(self, r, lam) -> Any:
+        """Differentiate at r > 0."""
+
+    def one_value(self, x, lam):
+        """Evaluate at the norm."""
+        return float(self.phi(np.linalg.norm(x), lam))
+
+    def one_prox(self, x, step, lam):
+        """Solve with the identity as metric."""
+        return self.one_metric_prox(x, np.ones_like(x), step, lam)
+
+    def one_metric_prox(self, a, d, step, lam):
+        """Compare zero and the local minima along the norm, which bisection refines."""
+        top = np.linalg.norm(a / d)
+        if top == 0 or step * lam == 0:
+            return a / d
+
+        def at(r):
+            return a / (d + step * (self.slope(r, lam) / r)[:, None])
+
+        def falls(r):
+            return np.linalg.norm(at(r), axis=1) > r
+
+        grid = top * np.append(np.geomspace(1e-12, 1, self.POINTS), 1 + 1e-9)
+        fell = falls(grid)
+        ends = np.flatnonzero(fell[:-1] & ~fell[1:])
+        low, high = grid[ends], grid[ends + 1]
+        for _ in range(60):
+            middle = (low + high) / 2
+            on = falls(middle)
+            low, high = np.where(on, middle, low), np.where(on, high, middle)
+
+        def objective(z):
+            return 0.5 * (d * z * z).sum() - (a * z).sum() + step * self.one_value(z, lam)
+
+        return min([np.zeros_like(a), *at(high)], key=objective)
+
+
+class GroupSCAD(Radial):
+    """Sum over groups of the smoothly clipped absolute deviation of ||w_g||."""
+
+    def __init__(self, strength, gamma=3.7, concavity=1.0, **layout):
+        super().__init__(strength, **layout)
+        self.gamma = gamma / concavity
+
+    def phi(self, r, lam):
+        """Evaluate the integral of Fan and Li's derivative."""
+        return SCAD(lam, self.gamma).scalar(r)
+
+    def slope(self, r, lam):
+        """Evaluate Fan and Li's derivative, their equation (2.7)."""
+        return np.where(r <= lam, lam, np.maximum(self.gamma * lam - r, 0) / (self.gamma - 1))
+
+
+class GroupL0(Radial):
+    """A price for each live group: strength, times its entries if they count."""
+
+    def strength_of(self, group):
+        """Return the group's own strength."""
+        return self.strength * (group.size if self.size_weighted else 1.0)
+
+    def phi(self, r, lam):
+        """Charge whatever is not zero."""
+        return lam * (r != 0)
+
+    def slope(self, r, lam):
+        """Flat off zero."""
+        return np.zeros_like(r)
+
+
+class GroupHalf(Radial):
+    """Sum over groups of the root of ||w_g||, times entries^(3/4) if they count."""
+
+    def strength_of(self, group):
+        """Return the group's own strength."""
+        return self.strength * (group.size**0.75 if self.size_weighted else 1.0)
+
+    def phi(self, r, lam):
+        """Evaluate."""
+        return lam * np.sqrt(r)
+
+    def slope(self, r, lam):
+        """Differentiate."""
+        return lam / (2 * np.sqrt(r))

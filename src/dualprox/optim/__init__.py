@@ -7,6 +7,7 @@ from .options import Options, SolveReport
 from .ramda import RAMDA
 from .rmda import RMDA
 from .schedule import StageSchedule
+from .strength import scale_strength, set_concavity, set_strength, strengths
 from .support import FrozenSupport
 
 __all__ = [
@@ -20,4 +21,8 @@ __all__ = [
     "ProximalOptimizer",
     "SolveReport",
     "StageSchedule",
+    "scale_strength",
+    "set_concavity",
+    "set_strength",
+    "strengths",
 ]

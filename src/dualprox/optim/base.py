@@ -76,6 +76,7 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
             "capturable": options.get("capturable", False),
             "penalty": None,
             "frozen": False,
+            "concavity": None,  # of the penalty from the next step on; None leaves it
         }
         super().__init__(params, {**defaults, **shared})
 
@@ -161,6 +162,9 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
             # A kernel that can be captured reads a tensor lr on the device.
             unread = group["capturable"] and isinstance(group["lr"], Tensor)
             if moving and (unread or float(group["lr"]) > 0):
+                if group["concavity"] is not None and group["penalty"] is not None:
+                    group["penalty"] = group["penalty"].with_concavity(group["concavity"])
+                    group["concavity"] = None
                 work.append((group, self._plan(number, group, moving)))
         for group, plan in work:
             if not group["capturable"]:

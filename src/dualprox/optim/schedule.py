@@ -1,7 +1,8 @@
 """Stages: learning-rate milestones with restarts, and the final ramp."""
 
 import warnings
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..checks import is_count, is_real, require
 from .base import ProximalOptimizer
 from .frozen import can_freeze
+from .strength import set_concavity
 
 
 class StageSchedule(LRScheduler):
@@ -34,11 +36,13 @@ class StageSchedule(LRScheduler):
         refit: whether the last milestone begins a refit, `optimizer.freeze_structure_()`: the
             structure is held and its penalty dropped.
         refit_gamma: > 0, the factor on lr and eps at that milestone, None for gamma.
+        concavity: of the penalties that have one, a value in [0, 1] for each stage, so one more
+            than milestones: see `set_concavity`. None leaves them as they are.
 
     Raises:
         TypeError: the optimizer is not from dualprox.
-        ValueError: milestones, gamma or refit_gamma break their rule, or there is nothing to
-            refit: no milestone, or no penalty but constraints.
+        ValueError: milestones, gamma, refit_gamma or concavity break their rule, there is nothing
+            to refit (no milestone, or no penalty but constraints), or no penalty has a concavity.
 
     Warns:
         UserWarning: something else changed lr since the last call.
@@ -68,6 +72,7 @@ class StageSchedule(LRScheduler):
         ramp: bool = True,
         refit: bool = False,
         refit_gamma: float | None = None,
+        concavity: Sequence[float] | None = None,
     ) -> None:
         if not isinstance(optimizer, ProximalOptimizer):
             raise TypeError(
@@ -87,12 +92,19 @@ class StageSchedule(LRScheduler):
         ok = refit_gamma is None or (is_real(refit_gamma) and refit_gamma > 0)
         require(ok, "refit_gamma", "None or a finite number > 0", refit_gamma)
         require(refit or refit_gamma is None, "refit_gamma", "None without refit", refit_gamma)
+        self.concavity = None if concavity is None else [float(value) for value in concavity]
+        if self.concavity is not None:
+            stages = len(self.milestones) + 1
+            ok = len(self.concavity) == stages and all(0 <= value <= 1 for value in self.concavity)
+            rule = f"a number in [0, 1] for each of the {stages} stages"
+            require(ok, "concavity", rule, self.concavity)
         self.gamma = gamma
         self.ramp = ramp
         self.refit = refit
         self.refit_gamma = refit_gamma
         super().__init__(optimizer)
         self._set_ramp()
+        self._set_concavity()
 
     def _is_final_stage(self) -> bool:
         return not self.milestones or self.last_epoch >= self.milestones[-1]
@@ -101,6 +113,12 @@ class StageSchedule(LRScheduler):
         for group in self.optimizer.param_groups:
             if "ramp" in group:
                 group["ramp"] = self.ramp and self._is_final_stage()
+
+    def _set_concavity(self) -> None:
+        if self.concavity is not None:
+            assert isinstance(self.optimizer, ProximalOptimizer)
+            stage = bisect_right(self.milestones, self.last_epoch)
+            set_concavity(self.optimizer, self.concavity[stage])
 
     def _begins_stage(self) -> bool:
         return self.last_epoch in self.milestones and self._step_count > 1
@@ -140,14 +158,16 @@ class StageSchedule(LRScheduler):
             else:
                 self.optimizer.restart()
             self._set_ramp()
+            self._set_concavity()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken.
 
         Raises:
-            ValueError: it is the state of a schedule with other milestones, gamma, ramp or refit.
+            ValueError: it is the state of a schedule with other milestones, gamma, ramp, refit or
+                concavity.
         """
-        for name in ("milestones", "gamma", "ramp", "refit", "refit_gamma"):
+        for name in ("milestones", "gamma", "ramp", "refit", "refit_gamma", "concavity"):
             saved = state_dict.get(name)
             if saved != getattr(self, name):
                 raise ValueError(
@@ -155,3 +175,4 @@ class StageSchedule(LRScheduler):
                 )
         super().load_state_dict(state_dict)
         self._set_ramp()
+        self._set_concavity()

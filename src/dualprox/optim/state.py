@@ -1,5 +1,6 @@
 """Per-parameter state that survives: its dtypes, its place, its checkpoints."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -27,6 +28,12 @@ def _around_difference(first: str, second: str, most: int = 400) -> tuple[str, s
     start = max(place - most // 2, 0)
     dots = "..." if start else ""
     return dots + first[start : start + most], dots + second[start : start + most]
+
+
+def _as_saved(penalty: Any, text: str) -> Any:
+    """A penalty with the concavity in its saved text: it belongs to the stage, as lr does."""
+    found = re.search(r"\bconcavity=([^,)]+)", text)
+    return penalty.with_concavity(float(found[1])) if found and penalty is not None else penalty
 
 
 class StatefulOptimizer(Optimizer):
@@ -129,7 +136,8 @@ class StatefulOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned; tensors are copied and keep float32 or wider.
 
-        The optimizer's own penalties and solvers stay. Nothing changes if an error is raised.
+        The optimizer's own penalties and solvers stay, the penalties with the concavity that they
+        were saved with. Nothing changes if an error is raised.
 
         Raises:
             ValueError: a saved penalty is not the one of this optimizer, or a parameter's state
@@ -162,13 +170,16 @@ class StatefulOptimizer(Optimizer):
         groups = []
         # Torch itself refuses another number of groups, after this.
         for number, (saved, group) in enumerate(zip(saved_groups, self.param_groups, strict=False)):
-            ours, theirs = repr(group["penalty"]), saved.get("penalty", repr(group["penalty"]))
+            theirs = str(saved.get("penalty", repr(group["penalty"])))
+            penalty = _as_saved(group["penalty"], theirs)
+            ours = repr(penalty)
             if theirs != ours:
-                theirs, ours = _around_difference(str(theirs), ours)
+                theirs, ours = _around_difference(theirs, ours)
                 raise ValueError(
                     f"group {number} was saved with penalty {theirs}, this optimizer has {ours}"
                 )
             live = {key: group[key] for key in (*_LIVE_KEYS, "capturable") if key in group}
+            live["penalty"] = penalty
             missing = {key: v for key, v in group.items() if key != "params" and key not in saved}
             groups.append({**missing, "frozen": False, **saved, **live})
         return groups + saved_groups[len(groups) :]

@@ -277,8 +277,12 @@ class GroupL0(GroupPenalty):
         del start
         slices = self.partition(a)
         view = slices.view(a)
-        metric = d if isinstance(d, int | float) or d.dim() == 0 else slices.view(d)
-        dead = slices.norm(view / metric**0.5) <= (2 * step * self.group_strength(a)) ** 0.5
+        if isinstance(d, int | float) or d.dim() == 0:
+            metric, root = d, d**0.5
+        else:
+            metric = slices.view(d)
+            root = torch.sqrt(metric)
+        dead = slices.norm(view / root) <= (2 * step * self.group_strength(a)) ** 0.5
         return torch.where(dead, 0, view / metric).reshape(a.shape), 0
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
