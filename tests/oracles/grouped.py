@@ -247,7 +247,7 @@ class Radial(Grouped):
     """
 
     is_convex = False
-    POINTS = 801
+    POINTS = 401
 
     @abstractmethod
     def phi(self, r, lam) -> Any:
@@ -266,30 +266,29 @@ class Radial(Grouped):
         return self.one_metric_prox(x, np.ones_like(x), step, lam)
 
     def one_metric_prox(self, a, d, step, lam):
-        """Compare zero and the local minima along the norm, which bisection refines."""
+        """Compare zero and the local minima along the norm."""
         top = np.linalg.norm(a / d)
         if top == 0 or step * lam == 0:
             return a / d
 
         def at(r):
-            return a / (d + step * (self.slope(r, lam) / r)[:, None])
+            return a / (d + step * self.slope(r, lam) / r)
 
-        def falls(r):
-            return np.linalg.norm(at(r), axis=1) > r
+        def excess(r):
+            return np.linalg.norm(at(r), axis=-1) / r[..., 0] - 1
 
-        grid = top * np.append(np.geomspace(1e-12, 1, self.POINTS), 1 + 1e-9)
-        fell = falls(grid)
-        ends = np.flatnonzero(fell[:-1] & ~fell[1:])
-        low, high = grid[ends], grid[ends + 1]
-        for _ in range(60):
-            middle = (low + high) / 2
-            on = falls(middle)
-            low, high = np.where(on, middle, low), np.where(on, high, middle)
+        grid = top * np.append(np.geomspace(1e-12, 1, self.POINTS), 1 + 1e-9)[:, None]
+        falls = excess(grid) > 0
+        found = [np.zeros_like(a)]
+        for end in np.flatnonzero(falls[:-1] & ~falls[1:]):
+            low, high = float(grid[end, 0]), float(grid[end + 1, 0])
+            r = brentq(lambda r: excess(np.array([r])), low, high, **TIGHT)
+            found.append(at(np.array([r])))
 
         def objective(z):
             return 0.5 * (d * z * z).sum() - (a * z).sum() + step * self.one_value(z, lam)
 
-        return min([np.zeros_like(a), *at(high)], key=objective)
+        return min(found, key=objective)
 
 
 class GroupSCAD(Radial):

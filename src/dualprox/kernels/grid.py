@@ -1,7 +1,9 @@
 """Where the groups of a tensor lie in memory, for kernels that walk through memory in order."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from ..geometry import Slices
@@ -57,6 +59,15 @@ def grid_of(tensor: Tensor, slices: Slices | None) -> Grid | None:
         >>> grid_of(torch.empty(4, 6, 3, 3, ).to(memory_format=torch.channels_last), Slices(axis=1))
         Grid(parts=1, outer=36, groups=6, inner=1)
     """
+    return _grid_of(tuple(tensor.shape), tensor.stride(), slices)
+
+
+@lru_cache(maxsize=4096)
+def _grid_of(
+    shape: tuple[int, ...], strides: tuple[int, ...], slices: Slices | None
+) -> Grid | None:
+    """The same from shape and strides: plans made anew when a strength changes ask it again."""
+    tensor = torch.empty_strided(shape, strides, device="meta")
     order = memory_order(tensor)
     if order is None:
         return None

@@ -80,7 +80,7 @@ def scad_prox(
     best = ((size - step * near).clamp_min(0) / d).clamp_max(near)
     best_cost = 0.5 * d * best.square() - size * best + step * scad_value(best, strength, gamma)
     # Where the middle piece is concave its minimum is an end, which a neighbour has too.
-    middle = torch.where(is_convex, middle, near).clamp(near, far)
+    middle = torch.where(is_convex, middle, near).clamp_min(near).clamp_max(far)
     for candidate in (middle, (size / d).clamp_min(far)):
         cost = 0.5 * d * candidate.square() - size * candidate
         cost = cost + step * scad_value(candidate, strength, gamma)
@@ -116,11 +116,11 @@ class FoldedPenalty(SeparablePenalty):
 
     @abstractmethod
     def _phi(self, x: Tensor) -> Tensor:
-        """Phi of each x >= 0, where concavity > 0."""
+        """What phi is at each x >= 0, where concavity > 0."""
 
     @abstractmethod
     def _slope(self, x: Tensor) -> Tensor:
-        """Phi'."""
+        """The derivative of phi."""
 
     @abstractmethod
     def _prox(self, a: Tensor, d: float | Tensor, step: float | Tensor) -> Tensor:

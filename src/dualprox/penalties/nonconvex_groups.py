@@ -55,11 +55,11 @@ class FoldedGroupPenalty(GroupPenalty):
 
     @abstractmethod
     def _phi(self, norm: Tensor, strength: float | Tensor) -> Tensor:
-        """Phi of each norm, where concavity > 0."""
+        """What phi is at each norm, where concavity > 0."""
 
     @abstractmethod
     def _slope(self, norm: Tensor, strength: float | Tensor) -> Tensor:
-        """Phi'."""
+        """The derivative of phi."""
 
     @abstractmethod
     def _norm_prox(self, norm: Tensor, step: float | Tensor, strength: float | Tensor) -> Tensor:
@@ -273,7 +273,7 @@ class GroupL0(GroupPenalty):
     def metric_prox(
         self, a: Tensor, d: float | Tensor, step: float | Tensor, start: Tensor | None = None
     ) -> tuple[Tensor, int]:
-        """A / d where that lowers the objective by more than step * lambda_g, else 0."""
+        """The point a / d where that lowers the objective by more than step * lambda_g, else 0."""
         del start
         slices = self.partition(a)
         view = slices.view(a)
@@ -337,7 +337,7 @@ class GroupHalf(GroupPenalty):
     def metric_prox(
         self, a: Tensor, d: float | Tensor, step: float | Tensor, start: Tensor | None = None
     ) -> tuple[Tensor, int]:
-        """Z = a / (d + mu) for the mu of `solve_half_equation`; zero where that is infinite."""
+        """The point a / (d + mu) for the mu of `solve_half_equation`; 0 where it is infinite."""
         if isinstance(d, int | float) or d.dim() == 0:
             return self.prox(a / d, step / d), 0
         del start
@@ -355,5 +355,5 @@ class GroupHalf(GroupPenalty):
 
 
 def _damped(a: Tensor, d: Tensor, mu: Tensor) -> Tensor:
-    """A / (d + mu), exactly 0 for infinite mu."""
+    """The point a / (d + mu), exactly 0 for infinite mu."""
     return torch.where(mu == math.inf, 0, a / (d + mu))

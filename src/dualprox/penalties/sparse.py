@@ -1,6 +1,7 @@
 """Convex penalties that make entries or whole groups exactly zero."""
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -114,6 +115,10 @@ def require_ratio(value: float) -> None:
     require(is_real(value) and 0 <= value <= 1, "l1_ratio", "in [0, 1]", value)
 
 
+# Whoever asks for the groups of a penalty gets the same checked object each time.
+_slices = lru_cache(maxsize=1024, typed=True)(Slices)
+
+
 @dataclass(frozen=True)
 class GroupPenalty(DiagonalPenalty):
     """A penalty on the norms of slices along one axis.
@@ -141,7 +146,7 @@ class GroupPenalty(DiagonalPenalty):
     @property
     def slices(self) -> Slices:
         """The partition into groups."""
-        return Slices(self.axis, self.block, self.conv_groups)
+        return _slices(self.axis, self.block, self.conv_groups)
 
     def partition(self, w: Tensor) -> Slices | Coupling:
         """The groups of w: slices of a tensor, or what the coupling of a `Joint` says.
