@@ -36,7 +36,16 @@ class NoReads(TorchDispatchMode):
 @pytest.mark.parametrize("alone", [False, True], ids=["bundles", "alone"])
 @pytest.mark.parametrize(
     "penalty",
-    [None, dp.L1(0.05), dp.ElasticNet(0.1), dp.GroupLasso(0.05), dp.SparseGroupLasso(0.05)],
+    [
+        None,
+        dp.L1(0.05),
+        dp.ElasticNet(0.1),
+        dp.GroupLasso(0.05),
+        dp.SparseGroupLasso(0.05),
+        dp.GroupSCAD(0.05),
+        dp.GroupL0(0.05),
+        dp.GroupHalf(0.05),
+    ],
     ids=repr,
 )
 def test_steps_read_counters_alone(maker, penalty, alone, monkeypatch):
