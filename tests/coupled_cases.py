@@ -23,7 +23,7 @@ PENALTIES = {
     "SparseGroupLasso": {"strength": 0.35, "l1_ratio": 0.3},
     "GroupMCP": {"strength": 0.35, "gamma": 3.0},
     "GroupSCAD": {"strength": 0.35, "gamma": 2.5, "concavity": 0.9},
-    "GroupL0": {"strength": 0.08},
+    "GroupL0": {"strength": 0.3},
     "GroupHalf": {"strength": 0.2},
 }
 

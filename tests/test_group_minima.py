@@ -106,7 +106,7 @@ def test_groups_over_tensors_are_solved_alike(name, spread):
 
 
 def test_half_groups_with_two_minima_take_the_lower_one_on_both_sides_of_the_tie():
-    """A stiff entry holds the group at norm 1e-3, a soft one at norm 1: the soft one's pull tips."""
+    """A stiff entry holds the group at norm 1e-3, a soft one at norm 1."""
     d, norms = np.array([[1e6], [1.0]]), []
     for pull in np.linspace(0.5, 3.0, 26):
         a = np.array([[1e3 * 1.5], [pull]])
