@@ -42,7 +42,7 @@ def assert_global(name: str, a, d, step: float, strength: float, slack: float, d
     ours = getattr(dp, name)(strength, size_weighted=False, **KINDS[name])
     truth = getattr(grouped, name)(strength, size_weighted=False, **KINDS[name])
     if isinstance(truth, grouped.Radial):
-        truth.POINTS = 4001
+        truth.points = 4001
     tensors = (torch.tensor(x, dtype=dtype) for x in (a, d))
     z = ours.metric_prox(*tensors, step)[0].double().numpy()
     best = truth.metric_prox(a, d, step)

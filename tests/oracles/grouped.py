@@ -247,7 +247,7 @@ class Radial(Grouped):
     """
 
     is_convex = False
-    POINTS = 401
+    points = 401
 
     @abstractmethod
     def phi(self, r, lam) -> Any:
@@ -277,7 +277,7 @@ class Radial(Grouped):
         def excess(r):
             return np.linalg.norm(at(r), axis=-1) / r[..., 0] - 1
 
-        grid = top * np.append(np.geomspace(1e-12, 1, self.POINTS), 1 + 1e-9)[:, None]
+        grid = top * np.append(np.geomspace(1e-12, 1, self.points), 1 + 1e-9)[:, None]
         falls = excess(grid) > 0
         found = [np.zeros_like(a)]
         for end in np.flatnonzero(falls[:-1] & ~falls[1:]):
