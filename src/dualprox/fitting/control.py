@@ -281,6 +281,37 @@ class SizeControl:
     def _weigh(self) -> None:
         """See the class: `balance`."""
         assert self._rms is not None
+        import os
+        mode = os.environ.get("BAL", "cost")
+        if mode.startswith("med"):
+            every = mode.endswith("E")
+            power = float(os.environ.get("POW", "0"))
+            if not getattr(self, "_units", None) or every:
+                self._units = []
+                for level in self.levels:
+                    crit = level._critical
+                    if every and self.history:
+                        s0 = self._strengths(self.strength)[self.levels.index(level)]
+                        live = crit[crit > s0]
+                        crit = live if len(live) else crit
+                    self._units.append(float(crit.mean()))
+            weights = []
+            live, _ = self._alive(self._strengths(self.strength))
+            entries = self.footprint.entries(live)
+            for number, (level, names) in enumerate(zip(self.levels, self.names, strict=True)):
+                fewer = _with_fewer(live, level, names)
+                cost = 0.0
+                if fewer is not None and power:
+                    gone, others = fewer
+                    cost = (sum(entries.values()) - sum(self.footprint.entries({**live, **others}).values())) / gone
+                    self._costs = getattr(self, "_costs", {})
+                    self._costs[number] = cost
+                elif power:
+                    cost = getattr(self, "_costs", {}).get(number, 1.0)
+                weights.append(self._units[number] * (cost**power if power else 1.0))
+            largest = max(weights)
+            self.weights = [max(w / largest, 1e-9) for w in weights]
+            return
         strengths = self._strengths(self.strength)
         live, _ = self._alive(strengths)
         entries = self.footprint.entries(live)
