@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import Linear
+from torch.nn import LayerNorm, Linear, ReLU, Sequential
 from torch.utils import _pytree as pytree
 
 import dualprox as dp
@@ -81,3 +81,39 @@ class Method(Between):
 
     def between(self, x):
         return self.function[0](x)
+
+
+def selected(model: Any, example: Any, **options: Any) -> Any:
+    """The slim network, after all that must hold for any."""
+    return shrunk(model, example, select_inputs=True, **options)
+
+
+class Block(nn.Module):
+    """A transformer block behind a LayerNorm that keeps the width of its stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first, self.second = nn.Embedding(9, 12), LayerNorm(12), LayerNorm(12)
+        self.q, self.k, self.v, self.o = (Linear(12, 12) for _ in range(4))
+        self.up, self.down = Linear(12, 20), Linear(20, 12)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        y = self.first(x)
+        q, k, v = (layer(y).unflatten(-1, (3, -1)).mT for layer in (self.q, self.k, self.v))
+        x = x + self.o((torch.softmax(q @ k.mT, -1) @ v).mT.flatten(-2))
+        return x + self.down(torch.relu(self.up(self.second(x))))
+
+
+def block() -> tuple[Block, Tensor]:
+    torch.manual_seed(0)
+    model = Block().eval()
+    for layer, dead in ((model.q, (0, 1, 5)), (model.k, (2,)), (model.v, range(11))):
+        kill(layer, dead)
+    kill(model.up, (3, 4))
+    return model, torch.randint(0, 9, (2, 6))
+
+
+def mlp() -> Sequential:
+    torch.manual_seed(0)
+    return Sequential(Linear(10, 6), ReLU(), Linear(6, 3)).eval()

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,6 +99,35 @@ def test_the_shrink_command_writes_what_it_says(
     }  # fmt: skip
     slim = dp.load_slim(make_model(read_run(folder)), out)
     assert slim.get_parameter("fc2.weight").shape[1] % 4 == 0
+
+
+def test_the_shrink_command_lets_layers_select_pixels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "run", tmp_path / "slim"
+    assert main(["train", "--out", str(folder), *SHORT]) == 0
+    assert main(["shrink", str(folder), "--out", str(out), "--select-inputs"]) == 0
+    run = read_run(folder)
+    weights = load_file(folder / "model.safetensors")
+    live = (weights["fc1.weight"] != 0).any(0)
+    assert 0 < int(live.sum()) < 64
+    slim: Any = dp.load_slim(make_model(run), out).eval()
+    assert 0 < slim.fc1.in_features <= int(live.sum())
+    assert f"selects {slim.fc1.in_features} of 64 inputs" in capsys.readouterr().out
+    dense = make_model(run).eval()
+    dense.load_state_dict(weights)
+    x = example_input(run)
+    torch.testing.assert_close(slim(x), dense(x))
+
+
+def test_inputs_are_not_selected_where_layers_are_factorized(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    options = ["epochs=2", "milestones=1", "baseline=none"]
+    assert main(["train", "digits_mlp_lowrank", "--out", str(folder), "--set", *options]) == 0
+    assert main(["shrink", str(folder), "--select-inputs"]) == 2
+    assert "select_inputs must be False for NuclearNorm" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_is_not_shrunk(

@@ -1,6 +1,7 @@
 """Inputs that must stay, but that a layer need not read."""
 
 import copy
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,44 +15,8 @@ from torch import Tensor, nn
 from torch.nn import LayerNorm, Linear, ReLU, Sequential
 
 import dualprox as dp
-from shrinking import kill, run, shrunk, why
+from shrinking import Block, block, kill, mlp, run, selected, shrunk, why
 from test_shrink_zoo import ZOO, damage
-
-LASSO = dp.GroupLasso(0.1)
-
-
-def selected(model: Any, example: Any, **options: Any) -> Any:
-    """The slim network, after all that must hold for any."""
-    return shrunk(model, example, select_inputs=True, **options)
-
-
-class Block(nn.Module):
-    """A transformer block behind a LayerNorm that keeps the width of its stream."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.first, self.second = nn.Embedding(9, 12), LayerNorm(12), LayerNorm(12)
-        self.q, self.k, self.v, self.o = (Linear(12, 12) for _ in range(4))
-        self.up, self.down = Linear(12, 20), Linear(20, 12)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embed(tokens)
-        y = self.first(x)
-        q, k, v = (layer(y).unflatten(-1, (3, -1)).mT for layer in (self.q, self.k, self.v))
-        x = x + self.o((torch.softmax(q @ k.mT, -1) @ v).mT.flatten(-2))
-        return x + self.down(torch.relu(self.up(self.second(x))))
-
-
-def block() -> tuple[Block, Tensor]:
-    torch.manual_seed(0)
-    model = Block().eval()
-    kill(model.q, (0, 1, 5)), kill(model.k, (2,)), kill(model.v, range(11)), kill(model.up, (3, 4))
-    return model, torch.randint(0, 9, (2, 6))
-
-
-def mlp() -> Sequential:
-    torch.manual_seed(0)
-    return Sequential(Linear(10, 6), ReLU(), Linear(6, 3)).eval()
 
 
 def pruned_mlp() -> Any:
@@ -140,13 +105,13 @@ def test_selecting_loses_nothing_where_live_channels_are_given_up() -> None:
     torch.testing.assert_close(slim(x), plain(x))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.1, 0.4, 0.8]))
 def test_an_mlp_keeps_the_weights_that_are_counted(seed: int, share: float) -> None:
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     widths = [int(n) for n in rng.integers(2, 9, 4)]
-    layers = [Linear(n, m).double() for n, m in zip(widths, widths[1:], strict=False)]
+    layers = [Linear(n, m).double() for n, m in itertools.pairwise(widths)]
     for layer in layers:
         dead = rng.random(layer.in_features) < share
         dead[rng.integers(layer.in_features)] = False
@@ -165,7 +130,10 @@ def test_an_mlp_keeps_the_weights_that_are_counted(seed: int, share: float) -> N
     assert sum(p.numel() for p in slim.parameters()) == left
 
 
-@pytest.mark.parametrize("name", ZOO)
+WITH_LAYERS_THAT_STAY = ("mlp", "lenet", "encoder_norm_first", "encoder_norm_last", "lstm_tagger")
+
+
+@pytest.mark.parametrize("name", [*WITH_LAYERS_THAT_STAY, "hand_written_attention"])
 @settings(max_examples=2, deadline=None, derandomize=True, database=None)
 @given(seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.3, 0.6]))
 def test_every_network_of_the_zoo_selects_what_it_can(name: str, seed: int, share: float) -> None:
@@ -357,36 +325,6 @@ def test_making_one_draws_no_random_numbers() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("index", [[], [1, 1], [2, 0], [-1, 0], [0, 4]])
-def test_an_index_that_selects_nothing_sensible_is_refused(index: list[int]) -> None:
-    with pytest.raises(ValueError, match="index must be increasing indices >= 0 and < 4"):
-        dp.SelectLinear(4, 2, index)
-
-
-@pytest.mark.parametrize(
-    ("select", "message"),
-    [
-        ({"1": [0]}, "1 must be a Linear, got ReLU"),
-        ({"5": [0]}, "no module '5'"),
-        ({"0": [0, 10]}, "0 has 10 inputs, the plan selects up to number 10"),
-        ({"0": []}, "0 has 10 inputs, the plan selects none"),
-        ({"0": [3, 1]}, "increasing indices"),
-        ({"0": "ab"}, "increasing indices"),
-        ([0], "plan is damaged"),
-    ],
-)
-def test_plans_that_do_not_fit_are_refused(select: Any, message: str) -> None:
-    plan = dp.Plan().to_dict() | {"select": select}
-    with pytest.raises(ValueError, match=message):
-        dp.apply_plan(mlp(), plan)
-
-
-def test_plans_from_before_layers_could_select_are_read() -> None:
-    values = dp.Plan(keep={"0.weight": {0: (1,)}}).to_dict()
-    del values["select"]
-    assert dp.Plan.from_dict(values).select == {}
-
-
 class Shuffled(nn.Module):
     """Selects channels of a hidden layer by a buffer of its own."""
 
@@ -427,107 +365,3 @@ def test_channels_selected_by_an_input_stay() -> None:
     assert slim.first.out_features == 6 and slim.last.in_features == 3
     arguments = torch.randn(2, 4), torch.tensor([1, 1, 3])
     torch.testing.assert_close(run(slim, arguments), run(model, arguments))
-
-
-def test_training_goes_on_with_layers_that_select() -> None:
-    torch.manual_seed(0)
-    model: Any = Sequential(Linear(8, 6), nn.Tanh(), Linear(6, 2))
-    x = torch.randn(16, 8) * (torch.arange(8) > 2)  # three pixels are always 0
-    y = torch.randn(16, 2)
-    groups = dp.param_groups(
-        model, dp.GroupLasso(0.01), coupled=True, example_input=x, select_inputs=True
-    )
-    opt = dp.RMDA(groups, lr=0.1)
-
-    def train(network: Any, steps: int) -> None:
-        for _ in range(steps):
-            opt.zero_grad()
-            (network(x) - y).square().mean().backward()
-            opt.step()
-
-    train(model, 60)
-    twin, twin_opt = copy.deepcopy((model, opt))
-    small, plan = dp.shrink_training(model, opt, x, select_inputs=True)
-    assert {3, 4, 5, 6, 7} >= {*plan.select["0"]} and isinstance(small[0], dp.SelectLinear)
-    with opt.structured():
-        ours = small(x)
-    with twin_opt.structured():
-        torch.testing.assert_close(ours, twin(x))
-    weight = small[0].weight
-    assert opt.param_groups[0]["params"][0] is weight
-    sums = twin_opt.state[twin[0].weight]["grad_sum"]
-    rows = plan.keep.get("0.weight", {}).get(0, range(6))
-    kept = sums[list(rows)][:, list(plan.select["0"])]
-    assert torch.equal(opt.state[weight]["grad_sum"], kept)
-    # The groups weigh what they weighed.
-    strength = opt.param_groups[0]["penalty"].value(torch.ones_like(weight)) / weight.shape[1]
-    assert float(strength) == pytest.approx(0.01 * 6**0.5 * weight.shape[0] ** 0.5, rel=1e-6)
-    train(small, 20)
-    with torch.no_grad():
-        opt.state[weight]["anchor"][:, 0] = 0
-        opt.state[weight]["grad_sum"][:, 0] = 0
-    smaller, later = dp.shrink_training(small, opt, x, select_inputs=True)
-    assert smaller[0].index.tolist() == list(plan.select["0"][1:])
-    again = dp.apply_plan(twin, later.after(plan))
-    again.load_state_dict(smaller.state_dict())
-    train(smaller, 5)
-
-
-def test_groups_of_inputs_that_stay() -> None:
-    model, tokens = block()
-    groups = dp.param_groups(model, LASSO, coupled=True, example_input=tokens, select_inputs=True)
-    rows = {row.name: row for row in groups.rows}
-    for name in ("q", "k", "v", "up"):
-        row = rows[f"{name}.weight"]
-        assert row.penalty == dp.GroupLasso(0.1, axis=1)
-        assert row.note == "its inputs stay, and can be selected"
-    assert rows["embed.weight"].penalty is None
-    assert sum(len(group["params"]) == 1 for group in groups) >= 5  # each by itself
-    plain = dp.param_groups(model, LASSO, coupled=True, example_input=tokens)
-    assert all(row.penalty is None for row in plain.rows if row.name == "q.weight")
-
-
-def test_every_dead_group_of_inputs_that_stay_is_selected_away() -> None:
-    model, tokens = block()
-    groups = dp.param_groups(model, LASSO, coupled=True, example_input=tokens, select_inputs=True)
-    with torch.no_grad():
-        for group in groups:
-            for name, param in group["params"]:
-                if name in ("q.weight", "k.weight", "v.weight", "up.weight"):
-                    param[:, ::2] = 0
-    slim = selected(model, tokens)
-    assert [slim.get_submodule(name).in_features for name in ("q", "k", "v", "up")] <= [6] * 4
-
-
-def test_a_weight_of_which_some_inputs_stay_has_groups_for_all() -> None:
-    class Skip(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = Linear(4, 5), Linear(9, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(torch.cat([x, torch.relu(self.a(x))], 1))
-
-    x = torch.randn(2, 4)
-    found = dp.param_groups(Skip(), LASSO, coupled=True, example_input=x, select_inputs=True)
-    row = next(row for row in found.rows if row.name == "b.weight")
-    assert row.penalty == dp.GroupLasso(0.1, axis=1)
-    assert row.note == "other inputs stay, and can be selected"
-
-
-def test_convolutions_and_what_cannot_select_stay_free() -> None:
-    class Own(Linear):
-        pass
-
-    model = Sequential(nn.Conv2d(2, 3, 3), ReLU(), nn.Flatten(), LayerNorm(12), Own(12, 2))
-    model.append(ReLU()).append(Linear(2, 2))
-    x = torch.randn(2, 2, 4, 4)
-    found = dp.param_groups(model, LASSO, coupled=True, example_input=x, select_inputs=True)
-    notes = {row.name: row.note for row in found.rows if row.penalty is None}
-    assert notes["0.weight"].endswith("cannot be selected: it is none of Linear")
-    assert notes["4.weight"].endswith("cannot be selected: Own may do more than Linear")
-
-
-def test_selecting_is_for_coupled_groups() -> None:
-    with pytest.raises(ValueError, match="select_inputs must be False unless coupled=True"):
-        dp.param_groups(mlp(), LASSO, select_inputs=True)

@@ -199,15 +199,20 @@ def apply_plan(model: nn.Module, plan: Plan | Mapping[str, Any]) -> nn.Module:
     if not isinstance(plan, Plan):
         plan = Plan.from_dict(plan)
     slim = copy.deepcopy(model)
-    modules = dict(slim.named_modules())
+    modules = dict(slim.named_modules(remove_duplicate=False))
     for name in (*plan.attributes, *plan.biases, *plan.attention, *plan.select):
         if name not in modules:
             raise ValueError(f"plan must fit the model, which has no module {name!r}")
     slim = widen(slim, plan.attention)
     cut: dict[int, Tensor] = {}
     kept_alive = []
+    modules = dict(slim.named_modules(remove_duplicate=False))
+    done: set[tuple[int, str]] = set()
     for name, axes in plan.keep.items():
-        owner, leaf, tensor = _find(slim, name)
+        owner, leaf, tensor = _find(modules, name)
+        if (id(owner), leaf) in done:
+            continue  # another name of the same module
+        done.add((id(owner), leaf))
         for axis, kept in axes.items():
             if axis >= tensor.dim() or (kept and kept[-1] >= tensor.shape[axis]):
                 raise ValueError(
@@ -223,7 +228,6 @@ def apply_plan(model: nn.Module, plan: Plan | Mapping[str, Any]) -> nn.Module:
         for leaf, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None and id(tensor) in cut:
                 setattr(module, leaf, cut[id(tensor)])
-    modules = dict(slim.named_modules())
     for name, values in plan.attributes.items():
         for attribute, value in values.items():
             old = getattr(modules[name], attribute, None)
@@ -263,9 +267,9 @@ def with_inputs_selected(model: nn.Module, select: Mapping[str, tuple[int, ...]]
     return with_layers_exchanged(model, {name: made[id(modules[name])] for name in select})
 
 
-def _find(model: nn.Module, name: str) -> tuple[nn.Module, str, Tensor]:
+def _find(modules: Mapping[str, nn.Module], name: str) -> tuple[nn.Module, str, Tensor]:
     path, _, leaf = name.rpartition(".")
-    owner = dict(model.named_modules()).get(path)
+    owner = modules.get(path)
     tensor = getattr(owner, leaf, None)
     if owner is None or not isinstance(tensor, Tensor):
         raise ValueError(f"plan must fit the model, which has no tensor {name!r}")
