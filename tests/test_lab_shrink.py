@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 import dualprox as dp
 from dualprox.lab import train
 from dualprox.lab.cli import main
+from dualprox.lab.recipes import RECIPES
+from dualprox.lab.slim import shrink_run
 from dualprox.lab.train import example_input, make_model, read_run
 
 SHORT = ["--set", "epochs=4", "milestones=1,3", "model.hidden=24,12", "baseline=none"]
@@ -120,14 +122,10 @@ def test_the_shrink_command_lets_layers_select_pixels(
     torch.testing.assert_close(slim(x), dense(x))
 
 
-def test_inputs_are_not_selected_where_layers_are_factorized(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "run"
-    options = ["epochs=2", "milestones=1", "baseline=none"]
-    assert main(["train", "digits_mlp_lowrank", "--out", str(folder), "--set", *options]) == 0
-    assert main(["shrink", str(folder), "--select-inputs"]) == 2
-    assert "select_inputs must be False for NuclearNorm" in capsys.readouterr().err
+def test_inputs_are_not_selected_where_layers_are_factorized(tmp_path: Path) -> None:
+    run = RECIPES["digits_mlp_lowrank"]()
+    with pytest.raises(ValueError, match="select_inputs must be False for NuclearNorm"):
+        shrink_run(run, make_model(run), dp.Plan(), tmp_path, select_inputs=True)
 
 
 def test_an_unfinished_run_is_not_shrunk(
