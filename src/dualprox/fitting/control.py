@@ -45,10 +45,10 @@ class SizeControl:
 
     Call `step()` after every optimizer step. Every `every` steps, up to the step `hold_from`, the
     strength becomes the least at which the structured point of the present sums is no larger than
-    the goal; from then on it stays, so that what it leads to can be identified. Until step `begin`
-    the strength is zero; then the goal falls from the dense size to the target in `ramp_steps`:
+    the goal; from then on it stays, so that what it leads to can be identified. The goal falls from
+    the dense size to the target in the first `ramp_steps`:
 
-        goal(t) = target + (1 - target) (1 - (t - begin) / ramp_steps)^3.
+        goal(t) = target + (1 - target) (1 - t / ramp_steps)^3.
 
     No gain has to be tuned: of group LASSO a group's critical strength, ||a_g|| / (tau
     sqrt(size_g)) with a and tau of the subproblem, is known, and so is the size at every strength.
@@ -72,7 +72,6 @@ class SizeControl:
         ramp_steps: >= 1.
         hold_from: the optimizer step of the last restart, after which the strength is constant.
         every: optimizer steps between two looks.
-        begin: optimizer steps without penalty at the start, so that the network learns first.
         balance: see above.
         select_inputs: as in `shrink`.
 
@@ -108,7 +107,6 @@ class SizeControl:
         ramp_steps: int,
         hold_from: int,
         every: int = 50,
-        begin: int = 0,
         balance: bool = True,
         select_inputs: bool = False,
     ) -> None:
@@ -120,10 +118,7 @@ class SizeControl:
         for name, value in (("ramp_steps", ramp_steps), ("hold_from", hold_from), ("every", every)):
             require(is_count(value), name, "an int >= 1", value)
         self.opt, self.model, self.target, self.example = opt, model, target, example_input
-        ok = isinstance(begin, int) and 0 <= begin < hold_from
-        require(ok, "begin", "an int >= 0 and below hold_from", begin)
         self.ramp_steps, self.hold_from, self.every = ramp_steps, hold_from, every
-        self.begin = begin
         self.balance, self.select_inputs = balance, select_inputs
         called = {id(param): name for name, param in model.named_parameters()}
         self.levels: list[Level] = []
@@ -153,8 +148,6 @@ class SizeControl:
         self._rms: list[float] | None = None
         self._latencies: list[tuple[float, float]] = []
         self.goal = self._target_share()
-        if begin:
-            self._set([0.0] * len(self.levels))
 
     def _selected(self) -> list[str]:
         """Weights of Linear layers with groups that nobody else reads."""
@@ -188,12 +181,11 @@ class SizeControl:
         self.steps += 1
         if self._rms is None:
             self._rms = [_rms(level) for level in self.levels]
-        since = self.steps - self.begin
-        is_time = since % self.every == 0 or self.steps == self.hold_from
-        if is_time and 0 < since and self.steps <= self.hold_from:
-            if self.target.measure == "latency_ms" and since >= self.ramp_steps // 2:
+        is_time = self.steps % self.every == 0 or self.steps == self.hold_from
+        if is_time and self.steps <= self.hold_from:
+            if self.target.measure == "latency_ms" and self.steps >= self.ramp_steps // 2:
                 self._aim_at_latency()
-            left = max(0.0, 1 - since / self.ramp_steps) ** 3
+            left = max(0.0, 1 - self.steps / self.ramp_steps) ** 3
             self._steer(self.goal + (1 - self.goal) * left)
 
     def land(self) -> float:
@@ -282,6 +274,7 @@ class SizeControl:
         """See the class: `balance`."""
         assert self._rms is not None
         import os
+
         mode = os.environ.get("BAL", "cost")
         if mode.startswith("med"):
             every = mode.endswith("E")
@@ -303,7 +296,10 @@ class SizeControl:
                 cost = 0.0
                 if fewer is not None and power:
                     gone, others = fewer
-                    cost = (sum(entries.values()) - sum(self.footprint.entries({**live, **others}).values())) / gone
+                    cost = (
+                        sum(entries.values())
+                        - sum(self.footprint.entries({**live, **others}).values())
+                    ) / gone
                     self._costs = getattr(self, "_costs", {})
                     self._costs[number] = cost
                 elif power:
@@ -371,8 +367,6 @@ class SizeControl:
             for level in self.levels:
                 level.refresh()
             self._set(self._strengths(self.strength))
-        elif self.begin:
-            self._set([0.0] * len(self.levels))
 
     def _set(self, strengths: list[float]) -> None:
         for level, own in zip(self.levels, strengths, strict=True):

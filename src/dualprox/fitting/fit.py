@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from ..checks import is_count, is_real, require
 from ..grouping import ParamGroups, param_groups
 from ..optim import RAMDA, RMDA, DualAveraging
-from ..penalties import GroupLasso, GroupPenalty, Penalty
+from ..penalties import GroupL0, GroupPenalty, Penalty
 from ..shrinking.inputs import ExampleInput
 from ..shrinking.measure import compare, measure
 from ..shrinking.report import ShrinkReport, attach_report, report_of
@@ -66,6 +66,7 @@ class Choices:
         refit_lr: its learning rate at the start.
         weight_decay: of the refit.
         penalty: as text.
+        ramp: share of the search in which the goal falls to the target.
         every: optimizer steps between two looks at the size.
     """
 
@@ -80,6 +81,7 @@ class Choices:
     refit_lr: float
     weight_decay: float
     penalty: str
+    ramp: float
     every: int
 
     def __str__(self) -> str:
@@ -219,7 +221,7 @@ def _groups(
 ) -> ParamGroups:
     if isinstance(penalty, ParamGroups):
         return penalty
-    chosen = GroupLasso(1.0) if penalty is None else penalty
+    chosen = GroupL0(1.0) if penalty is None else penalty
     if not chosen.own_strength():
         chosen = chosen.with_strength(1.0)
     if not isinstance(chosen, GroupPenalty):
@@ -246,14 +248,14 @@ def _planned(
     """Fill in what the caller left open; docs/fit.md says where the numbers come from."""
     share = search if search is not None else (0.5 if refit else 1.0)
     until_cut = epochs * share if refit else float(epochs)
-    warm = epochs * warmup if warmup is not None else 0.4 * until_cut
+    warm = epochs * warmup if warmup is not None else 0.6 * until_cut
     hold = 0.4 * (until_cut - warm)
     chosen = refit_optimizer or ("adamw" if optimizer == "ramda" else "sgd")
     decay = 1e-2 if chosen == "adamw" else 5e-4
     penalty = next(str(group["penalty"]) for group in groups if group["penalty"] is not None)
     return Choices(
         optimizer=optimizer,
-        lr=lr if lr is not None else (5e-3 if optimizer == "ramda" else 0.1),
+        lr=lr if lr is not None else (2e-3 if optimizer == "ramda" else 0.1),
         momentum=momentum,
         warmup_epochs=warm,
         search_epochs=until_cut - warm - hold,
@@ -263,6 +265,7 @@ def _planned(
         refit_lr=refit_lr if refit_lr is not None else (3e-3 if chosen == "adamw" else 0.1),
         weight_decay=decay if weight_decay is None else weight_decay,
         penalty=penalty,
+        ramp=0.8,
         every=max(1, round((until_cut - warm - hold) * steps_per_epoch / 10)),
     )
 
@@ -304,16 +307,17 @@ class _Fitting:
             model,
             target,
             example_input,
-            ramp_steps=max(1, round(0.8 * (self.hold_from - self.begin))),
-            hold_from=self.hold_from,
+            ramp_steps=max(1, round(plan.ramp * (self.hold_from - self.begin))),
+            hold_from=self.hold_from - self.begin,
             every=plan.every,
-            begin=self.begin,
             select_inputs=select_inputs,
         )
         self.dense = copy.deepcopy(model)
         self.history: list[dict[str, Any]] = []
         self.notes: list[str] = []
-        self.refit: torch.optim.Optimizer | None = None
+        # Of the stages without penalty: warmup of the whole network, and refit of the slim one.
+        self.plain = self._plain(model) if self.begin else None
+        self.is_cut = False
         self.taken = 0
         self.held = 0.0
 
@@ -330,34 +334,42 @@ class _Fitting:
                 sums = sums.to(value.device) + value
                 count += 1
             self._end_epoch(epoch, float(sums) / max(count, 1))
-        if self.refit is None:
+        if not self.is_cut:
             self._cut()
         return self._result()
 
     def _step(self, batch: Batch) -> Tensor:
         value, _ = loss_of(self.model, batch, self.loss)
-        optimizer = self.opt if self.refit is None else self.refit
+        optimizer = self.opt if self.plain is None else self.plain
         optimizer.zero_grad()
         value.backward()
-        if self.refit is not None:
-            self._set_rate()
+        if self.plain is not None:
+            self._set_rate(self.plain)
         optimizer.step()
         self.taken += 1
-        if self.refit is None:
+        if self.taken == self.begin:
+            self.plain = None
+        elif self.plain is None:
             self.control.step()
-            if self.taken in (self.begin, self.hold_from):
-                self.opt.restart()
             if self.taken == self.hold_from:
+                self.opt.restart()
                 for group in self.opt.param_groups:
                     group["ramp"] = True
             if self.taken == self.cut_at and self.cut_at < self.total:
                 self._cut()
         return value.detach()
 
-    def _set_rate(self) -> None:
-        assert self.refit is not None
-        done = (self.taken - self.cut_at) / (self.total - self.cut_at)
-        for group in self.refit.param_groups:
+    def _plain(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Torch's optimizer of the stages without penalty."""
+        params = _decayed(model, self.plan.weight_decay)
+        if self.plan.refit_optimizer == "adamw":
+            return torch.optim.AdamW(params, lr=self.plan.refit_lr)
+        return torch.optim.SGD(params, lr=self.plan.refit_lr, momentum=0.9, nesterov=True)
+
+    def _set_rate(self, optimizer: torch.optim.Optimizer) -> None:
+        first, last = (self.cut_at, self.total) if self.is_cut else (0, self.begin)
+        done = (self.taken - first) / (last - first)
+        for group in optimizer.param_groups:
             group["lr"] = self.plan.refit_lr * (1 + math.cos(math.pi * done)) / 2
 
     def _cut(self) -> None:
@@ -382,13 +394,7 @@ class _Fitting:
                 select_inputs=self.select_inputs,
             )
         self.model.train()
-        make = {
-            "sgd": lambda params: torch.optim.SGD(
-                params, lr=self.plan.refit_lr, momentum=0.9, nesterov=True
-            ),
-            "adamw": lambda params: torch.optim.AdamW(params, lr=self.plan.refit_lr),
-        }[self.plan.refit_optimizer]
-        self.refit = make(_decayed(self.model, self.plan.weight_decay))
+        self.plain, self.is_cut = self._plain(self.model), True
 
     def _end_epoch(self, epoch: int, loss: float) -> None:
         if not math.isfinite(loss):
@@ -397,7 +403,7 @@ class _Fitting:
                 f"{self.plan.refit_lr:g} were picked; give smaller ones"
             )
         stage: Stage = "refit"
-        if self.refit is None:
+        if not self.is_cut:
             stage = "warmup" if self.taken <= self.begin else "search"
             stage = "hold" if self.taken > self.hold_from else stage
         size = self._size()
@@ -413,7 +419,7 @@ class _Fitting:
         if self.watch is None:
             return
         training = self.model.training
-        if self.refit is None:
+        if not self.is_cut:
             with self.opt.structured():
                 self.watch(row)
         else:
@@ -421,7 +427,7 @@ class _Fitting:
         self.model.train(training)
 
     def _size(self) -> float:
-        if self.refit is None:
+        if not self.is_cut:
             return self.control.size()
         dense = self.control.footprint.dense
         if self.target.measure == "macs":

@@ -13,7 +13,7 @@ from ..optim import DualAveraging
 from ..optim.bundle import as_tensor, tensors_of
 from ..optim.solve import solve
 from ..optim.unit import Unit
-from ..penalties import Coupled, GroupLasso, GroupPenalty, Penalty, Rank, Support
+from ..penalties import Coupled, GroupL0, GroupLasso, GroupPenalty, Penalty, Rank, Support
 from ..subproblem import Subproblem
 
 
@@ -94,24 +94,36 @@ def _grouped(penalty: Penalty, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
 
 
 def _critical_strengths(problem: Subproblem, penalty: Penalty) -> Tensor | None:
-    """The least strength that kills each group, where that is a formula: group LASSO alone.
+    """The least strength that kills each group, where that is a formula.
 
-    A group of the minimizer of 1/2 <z, D z> - <a, z> + tau psi(z) is zero iff its
-    ||a_g|| <= tau lambda_g, under every metric D.
+    A group of a minimizer of 1/2 <z, D z> - <a, z> + tau psi(z) is zero under every metric D iff
+
+        ||a_g|| <= tau lambda_g                  for group LASSO,
+        <a_g, D^-1 a_g> / 2 <= tau lambda_g      for group L0.
     """
     inner = penalty.penalty if isinstance(penalty, Coupled) else penalty
-    if type(inner) is not GroupLasso:
+    if type(inner) not in (GroupLasso, GroupL0):
         return None
-    parts = tensors_of(problem.pull())
-    if isinstance(penalty, Coupled):
-        pull = cast(Tensor, penalty.coupling.joint(parts))
+    assert isinstance(inner, GroupPenalty)
+
+    def view(tensor: Tensor) -> Tensor:
+        if isinstance(penalty, Coupled):
+            return cast(Tensor, penalty.coupling.joint(tensors_of(tensor)))
+        return inner.slices.view(tensor)
+
+    pull = view(problem.pull())
+    partition = penalty.coupling if isinstance(penalty, Coupled) else inner.slices
+    if type(inner) is GroupLasso:
+        sizes = partition.norm(pull)
     else:
-        (pull,) = parts
-    partition = inner.partition(pull)
-    view = pull if isinstance(penalty, Coupled) else inner.slices.view(pull)
-    norms = partition.norm(view) / float(problem.threshold)
-    weights = torch.as_tensor(inner.with_strength(1.0).group_strength(pull))  # pyright: ignore
-    found = (norms / weights.clamp_min(torch.finfo(norms.dtype).tiny)).flatten()
+        metric = problem.metric
+        sizes = partition.sum(
+            pull * pull / (metric if isinstance(metric, int | float) else view(metric))
+        ) / 2
+    whole = pull if isinstance(penalty, Coupled) else problem.pull()
+    weights = torch.as_tensor(inner.group_weight(whole), dtype=sizes.dtype)
+    weights = weights.clamp_min(torch.finfo(sizes.dtype).tiny)
+    found = (sizes / float(problem.threshold) / weights).flatten()
     return found[: penalty.coupling.count()] if isinstance(penalty, Coupled) else found
 
 
