@@ -5,14 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from ..checks import is_count, require
 from ..optim import DualAveraging
 from ..penalties import GroupPenalty, Support
-from ..penalties.coupled import Coupled
 from ..shrinking.footprint import Footprint
 from ..shrinking.inputs import ExampleInput
 from ..shrinking.measure import measure
@@ -50,18 +48,17 @@ class SizeControl:
 
         goal(t) = target + (1 - target) (1 - t / ramp_steps)^3.
 
-    No gain has to be tuned: of group LASSO a group's critical strength, ||a_g|| / (tau
-    sqrt(size_g)) with a and tau of the subproblem, is known, and so is the size at every strength.
+    No gain has to be tuned: the sums are known, and so is what lives at every strength. Of group
+    LASSO and group L0 each group's critical strength is a formula,
 
-    With `balance`, each param group's strength is weighted by what one of its groups costs over
-    how long it is,
+        ||a_g|| / (tau weight_g)    and    <a_g, D^-1 a_g> / (2 tau weight_g),
 
-        weight_k = cost_k / (size_k^(1/2) rms_k live_k^(1/2)),
+    with a, D and tau of the subproblem; for other penalties the subproblem is solved again.
 
-    with cost_k the entries that leave the network with one more of its groups, size_k the entries
-    of a group, live_k those of them between live channels, and rms_k the root mean square of the
-    entries at the first step: what is saved for each unit of length given up is then the same in
-    all layers.
+    With `balance`, strengths are in units of the layer's own: at every look each param group is
+    given a factor in proportion to the mean critical strength of its live groups (where that is no
+    formula, to the strength that half of its groups survive). Gradients and weights of layers
+    differ by orders of magnitude; one strength for all empties some layers and spares others.
 
     Args:
         opt: RMDA or RAMDA with group penalties or nuclear norms, best made by
@@ -145,7 +142,6 @@ class SizeControl:
         self.strength = max(own)
         self.steps = 0
         self.history: list[SizeRecord] = []
-        self._rms: list[float] | None = None
         self._latencies: list[tuple[float, float]] = []
         self.goal = self._target_share()
 
@@ -179,8 +175,6 @@ class SizeControl:
     def step(self) -> None:
         """Count an optimizer step; look and steer when it is time."""
         self.steps += 1
-        if self._rms is None:
-            self._rms = [_rms(level) for level in self.levels]
         is_time = self.steps % self.every == 0 or self.steps == self.hold_from
         if is_time and self.steps <= self.hold_from:
             if self.target.measure == "latency_ms" and self.steps >= self.ramp_steps // 2:
@@ -272,61 +266,11 @@ class SizeControl:
 
     def _weigh(self) -> None:
         """See the class: `balance`."""
-        assert self._rms is not None
-        import os
-
-        mode = os.environ.get("BAL", "cost")
-        if mode.startswith("med"):
-            every = mode.endswith("E")
-            power = float(os.environ.get("POW", "0"))
-            if not getattr(self, "_units", None) or every:
-                self._units = []
-                for level in self.levels:
-                    crit = level._critical
-                    if every and self.history:
-                        s0 = self._strengths(self.strength)[self.levels.index(level)]
-                        live = crit[crit > s0]
-                        crit = live if len(live) else crit
-                    self._units.append(float(crit.mean()))
-            weights = []
-            live, _ = self._alive(self._strengths(self.strength))
-            entries = self.footprint.entries(live)
-            for number, (level, names) in enumerate(zip(self.levels, self.names, strict=True)):
-                fewer = _with_fewer(live, level, names)
-                cost = 0.0
-                if fewer is not None and power:
-                    gone, others = fewer
-                    cost = (
-                        sum(entries.values())
-                        - sum(self.footprint.entries({**live, **others}).values())
-                    ) / gone
-                    self._costs = getattr(self, "_costs", {})
-                    self._costs[number] = cost
-                elif power:
-                    cost = getattr(self, "_costs", {}).get(number, 1.0)
-                weights.append(self._units[number] * (cost**power if power else 1.0))
-            largest = max(weights)
-            self.weights = [max(w / largest, 1e-9) for w in weights]
-            return
-        strengths = self._strengths(self.strength)
-        live, _ = self._alive(strengths)
-        entries = self.footprint.entries(live)
-        weights = []
-        for number, (level, names) in enumerate(zip(self.levels, self.names, strict=True)):
-            fewer = _with_fewer(live, level, names)
-            if fewer is None or self._rms[number] == 0:
-                weights.append(self.weights[number])
-                continue
-            gone, others = fewer
-            left = self.footprint.entries({**live, **others})
-            cost = (sum(entries.values()) - sum(left.values())) / gone
-            read = max(1.0, sum(entries[name] - left[name] for name in names) / gone)
-            size = _group_size(level)
-            weights.append(cost / math.sqrt(size * read) / self._rms[number])
-        largest = max(weights)
+        now = self._strengths(self.strength) if self.history else [0.0] * len(self.levels)
+        units = [level.typical_strength(own) for level, own in zip(self.levels, now, strict=True)]
+        largest = max(units)
         if largest > 0:
-            # Weights that change by a common factor would make the strength jump.
-            self.weights = [max(weight / largest, 1e-6) for weight in weights]
+            self.weights = [max(unit / largest, 1e-9) for unit in units]
 
     def _aim_at_latency(self) -> None:
         """Turn the latency into the share of parameters that has it, by what has been measured."""
@@ -346,7 +290,6 @@ class SizeControl:
             "steps": self.steps,
             "strength": self.strength,
             "weights": list(self.weights),
-            "rms": self._rms,
             "goal": self.goal,
             "latencies": [list(pair) for pair in self._latencies],
             "history": [asdict(record) for record in self.history],
@@ -360,7 +303,7 @@ class SizeControl:
                 f"{len(self.levels)}"
             )
         self.steps, self.strength = state["steps"], state["strength"]
-        self.weights, self._rms, self.goal = state["weights"], state["rms"], state["goal"]
+        self.weights, self.goal = list(state["weights"]), state["goal"]
         self._latencies = [(share, known) for share, known in state["latencies"]]
         self.history = [SizeRecord(**record) for record in state["history"]]
         if self.history:
@@ -371,40 +314,3 @@ class SizeControl:
     def _set(self, strengths: list[float]) -> None:
         for level, own in zip(self.levels, strengths, strict=True):
             level.unit.group["penalty"] = level.base.with_strength(own)
-
-
-def _rms(level: Level) -> float:
-    """The root mean square of a unit's entries."""
-    squares = sum(float(param.detach().square().sum()) for param in level.unit.params)
-    return math.sqrt(squares / max(1, sum(param.numel() for param in level.unit.params)))
-
-
-def _group_size(level: Level) -> float:
-    if isinstance(level.base, Coupled):
-        return float(level.base.coupling.size().float().mean())
-    if isinstance(level.base, GroupPenalty):
-        return float(level.base.slices.size(level.unit.params[0].shape))
-    return 1.0
-
-
-def _with_fewer(
-    live: Mapping[str, np.ndarray], level: Level, names: list[str]
-) -> tuple[int, dict[str, np.ndarray]] | None:
-    """Live slices with an eighth of the unit's live groups dead, and how many these are."""
-    if not isinstance(level.base, Coupled | GroupPenalty):
-        return None
-    groups: list[np.ndarray] = []
-    if isinstance(level.base, Coupled):
-        for member in level.base.coupling.members:
-            groups.append(np.repeat(np.asarray(member.groups), member.slices.block))
-    else:
-        count = len(live[names[0]])
-        groups.append(np.arange(count) // level.base.block)
-    alive = np.unique(np.concatenate([g[live[n]] for g, n in zip(groups, names, strict=True)]))
-    alive = alive[alive >= 0]
-    if len(alive) < 2:
-        return None
-    gone = alive[: max(1, len(alive) // 8)]
-    return len(gone), {
-        name: live[name] & ~np.isin(own, gone) for name, own in zip(names, groups, strict=True)
-    }

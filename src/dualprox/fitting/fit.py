@@ -141,11 +141,16 @@ def fit(
 ) -> Fit:
     """Train a network into the size that is asked for, and cut it down to that.
 
-    Four stages share the epochs: *warmup*, without penalty; *search*, in which the strength of a group penalty is steered
-    until the structured point has the target size (`SizeControl`); *hold*, from the last restart
-    on, at constant strength, so that the structure is identified; and *refit*, in which the slim
-    network alone is trained without penalty, with cosine decay. Everything is plain torch and the
-    parts are public: `param_groups`, `RAMDA`, `SizeControl`, `shrink`.
+    Four stages share the epochs. *Warmup*: plain training, so that there is something to choose
+    from. *Search*: RAMDA or RMDA with a group penalty, whose strength is steered until the
+    structured point has the target size (`SizeControl`). *Hold*: from the last restart on the
+    strength is constant, so that the structure is identified; then the network is cut. *Refit*: the
+    slim network alone is trained, without penalty. Warmup and refit use torch's optimizer under a
+    cosine schedule. Everything is plain torch, and the parts are public: `param_groups`, `RAMDA`,
+    `SizeControl`, `shrink`.
+
+    The penalty is the number of live groups (`GroupL0`) unless another is given: in so few epochs a
+    convex penalty strong enough to remove groups also shrinks those that stay to nearly nothing.
 
     Args:
         model: any module that torch.export can trace; trained in place until it is cut. Move it to
@@ -157,7 +162,7 @@ def fit(
         loss: of outputs and targets, the mean over a batch.
         example_input: as in `shrink`; None takes the first two examples of the loader.
         optimizer: of search and hold; "ramda" suits all networks, "rmda" those that SGD trains.
-        penalty: None is `GroupLasso` on coupled groups; another is put on coupled groups if it has
+        penalty: None is `GroupL0` on coupled groups; another is put on coupled groups if it has
             groups, or comes as what `param_groups` returned. Its strength does not matter.
         refit: whether there is a refit; without, hold lasts to the end.
         select_inputs: whether linear layers may leave inputs unread that have to stay, as the

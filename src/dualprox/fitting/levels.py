@@ -43,6 +43,28 @@ class Level:
         self.problem = self.opt.last_subproblem(self.unit)
         self._critical = _critical_strengths(self.problem, self.base)
 
+    def typical_strength(self, strength: float) -> float:
+        """The mean critical strength of the groups that live at a strength.
+
+        Where that is no formula, the strength that half of all groups survive.
+        """
+        if self._critical is not None:
+            live = self._critical[self._critical > strength]
+            return float((live if len(live) else self._critical).mean())
+        half = self.group_count / 2
+        below = above = max(strength, 1e-30)
+        while self.live(above).count() > half and above < 1e30:
+            above *= 4
+        while self.live(below).count() <= half and below > 1e-30:
+            below /= 4
+        for _ in range(20):
+            middle = math.sqrt(below * above)
+            if self.live(middle).count() > half:
+                below = middle
+            else:
+                above = middle
+        return above
+
     def live(self, strength: float) -> Support | Rank:
         """What lives at a strength."""
         assert self.problem is not None
@@ -117,9 +139,12 @@ def _critical_strengths(problem: Subproblem, penalty: Penalty) -> Tensor | None:
         sizes = partition.norm(pull)
     else:
         metric = problem.metric
-        sizes = partition.sum(
-            pull * pull / (metric if isinstance(metric, int | float) else view(metric))
-        ) / 2
+        sizes = (
+            partition.sum(
+                pull * pull / (metric if isinstance(metric, int | float) else view(metric))
+            )
+            / 2
+        )
     whole = pull if isinstance(penalty, Coupled) else problem.pull()
     weights = torch.as_tensor(inner.group_weight(whole), dtype=sizes.dtype)
     weights = weights.clamp_min(torch.finfo(sizes.dtype).tiny)
