@@ -22,6 +22,7 @@ from .batches import Batch, Loss, example_of, loss_of
 from .control import SizeControl
 from .target import TargetSize
 
+_HOLD = 0.4
 Stage = Literal["warmup", "search", "hold", "refit"]
 Watch = Callable[["Progress"], None]
 
@@ -254,7 +255,7 @@ def _planned(
     share = search if search is not None else (0.5 if refit else 1.0)
     until_cut = epochs * share if refit else float(epochs)
     warm = epochs * warmup if warmup is not None else 0.6 * until_cut
-    hold = 0.4 * (until_cut - warm)
+    hold = _HOLD * (until_cut - warm)
     chosen = refit_optimizer or ("adamw" if optimizer == "ramda" else "sgd")
     decay = 1e-2 if chosen == "adamw" else 5e-4
     penalty = next(str(group["penalty"]) for group in groups if group["penalty"] is not None)
