@@ -111,6 +111,8 @@ class Task:
         batches: in an epoch; None for all.
         fixed: names of modules that pruning leaves alone: the output layer.
         heads: names of the projections of attention, with the number of heads of each.
+        readers: names of the layers that read channels which can be removed; none for all but the
+            first.
         note: what must be said wherever a figure is shown.
     """
 
@@ -126,6 +128,7 @@ class Task:
     batches: int | None = None
     fixed: tuple[str, ...] = ()
     heads: Mapping[str, int] = field(default_factory=dict)
+    readers: tuple[str, ...] = ()
     note: str = ""
 
     @property
@@ -235,17 +238,17 @@ def mlp_mnist(folder: Path) -> Task:
 
 
 def lenet5_mnist(folder: Path) -> Task:
-    """LeNet-5 with 20 and 50 filters and 500 hidden units, on 10000 images of MNIST."""
+    """LeNet-5 with 20 and 50 filters and 500 hidden units, on 8000 images of MNIST."""
     return Task(
         name="lenet5_mnist",
         make_model=seeded(lenet5),
-        parts=mnist_parts(folder, 10_000),
+        parts=mnist_parts(folder, 8_000),
         batch_size=128,
-        epochs=10,
+        epochs=8,
         recipes=(Recipe("sgd", 0.05, 5e-4), Recipe("adamw", 1e-3, 1e-2)),
         prepare=lambda kept: pixels(kept).view(-1, 1, 28, 28),
         fixed=("fc2",),
-        note="10000 of MNIST's training images",
+        note="8000 of MNIST's training images",
     )
 
 
@@ -305,7 +308,7 @@ def resnet20_cifar4000(folder: Path) -> Task:
         make_model=seeded(lambda: resnet(3, (16, 32, 64), 10, stride=2)),
         parts=divide(lossless_cifar(folder), 3000, 500, 500),
         batch_size=50,
-        epochs=20,
+        epochs=12,
         recipes=(Recipe("sgd", 0.05, 5e-4), Recipe("adamw", 2e-3, 5e-2)),
         prepare=normalized,
         augment=augment,
@@ -355,6 +358,7 @@ def lm_wikitext2(folder: Path) -> Task:
         batches=50,
         fixed=("head",),
         heads=heads,
+        readers=tuple(f"blocks.{k}.{name}" for k in (0, 1) for name in ("attention.out", "down")),
         note="perplexity per character, 96 characters; an epoch is 50 batches of 32 x 64; "
         "parameters of the embeddings count",
     )

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -13,9 +14,22 @@ from .tasks import Loader, Recipe, Task
 
 @dataclass
 class Clock:
-    """Seconds of training, per epoch."""
+    """Seconds of training.
+
+    Args:
+        epochs: of each epoch.
+        others: of what is done between them, such as pruning.
+    """
 
     epochs: list[float] = field(default_factory=list)
+    others: float = 0.0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Add the seconds of the block to `others`."""
+        start = time.perf_counter()
+        yield
+        self.others += time.perf_counter() - start
 
 
 def make_optimizer(
@@ -67,7 +81,7 @@ def train(
         opt, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / max(steps, 1), 1.0)))
     )
     model.train()
-    step = 0
+    step, last = 0, 0.0
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
         for inputs, targets in loader:
@@ -79,8 +93,8 @@ def train(
             schedule.step()
             step += 1
             after_step(step)
-        last = loss.item()
-        if not math.isfinite(last):
-            raise FloatingPointError(f"the loss is {last} after epoch {epoch} of {epochs}")
+            last = loss.detach()
+        if not math.isfinite(float(last)):
+            raise FloatingPointError(f"the loss is {float(last)} after epoch {epoch} of {epochs}")
         after_epoch(epoch)
         clock.epochs.append(time.perf_counter() - start)
