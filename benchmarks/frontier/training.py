@@ -56,6 +56,7 @@ def train(
     opt: torch.optim.Optimizer,
     clock: Clock,
     *,
+    schedule_on: torch.optim.Optimizer | None = None,
     before_step: Callable[[], object] = lambda: None,
     after_step: Callable[[int], object] = lambda step: None,
     after_epoch: Callable[[int], object] = lambda epoch: None,
@@ -69,6 +70,7 @@ def train(
         epochs: how many; 0 does nothing.
         opt: over the model's parameters.
         clock: gets the seconds of each epoch.
+        schedule_on: has the lr, where `opt` wraps it; None for `opt`.
         before_step: called between the gradient and the step.
         after_step: called with the number of steps taken.
         after_epoch: called with the number of epochs done.
@@ -78,7 +80,8 @@ def train(
     """
     steps = epochs * len(loader)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        opt, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / max(steps, 1), 1.0)))
+        schedule_on or opt,
+        lambda step: 0.5 * (1 + math.cos(math.pi * min(step / max(steps, 1), 1.0))),
     )
     model.train()
     step, last = 0, 0.0

@@ -1,0 +1,25 @@
+"""All methods by name."""
+
+from .dense import DENSE
+from .depgraph import TP_GROUP_NORM, TP_MAGNITUDE
+from .hesso import HESSO
+from .methods import Method
+from .ours import RAMDA, RMDA
+from .pat import PAT_GLOBAL, PAT_GROUP_LASSO
+from .unstructured import MAGNITUDE, RIGL
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        DENSE,
+        RAMDA,
+        RMDA,
+        TP_MAGNITUDE,
+        TP_GROUP_NORM,
+        PAT_GROUP_LASSO,
+        PAT_GLOBAL,
+        HESSO,
+        MAGNITUDE,
+        RIGL,
+    )
+}

@@ -1,0 +1,192 @@
+"""The queue: tries first, then the final runs with the setting that each method's tries chose."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .methods import Method
+from .record import TUNING_SEED, TUNING_SIZE, Job, failed, heading, perform, save
+from .tasks import Task
+
+ROOT = Path(__file__).resolve().parents[2]
+Maker = Callable[[Path], Task]
+# A try that misses its size by more than this factor does not compete with those that meet it.
+SIZE_TOLERANCE = 1.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run.
+
+    Args:
+        tasks: makers by name; each is told the data folder.
+        methods: by name.
+        sizes: targets, fractions of the parameters.
+        seeds: of the final runs.
+        tries: settings that each method may try on each task, >= 1.
+        data: the data folder.
+        out: the folder of the records.
+        workers: processes at a time; 0 runs everything in this one.
+        retry: whether runs that failed before are run again.
+    """
+
+    tasks: Mapping[str, Maker]
+    methods: Mapping[str, Method]
+    sizes: Sequence[float]
+    seeds: Sequence[int]
+    tries: int
+    data: Path
+    out: Path
+    workers: int
+    retry: bool = False
+
+    def tuning_jobs(self) -> list[Job]:
+        """The tries, all at one size and seed."""
+        return [
+            Job(task, name, TUNING_SEED, TUNING_SIZE if method.sized else None, number, True)
+            for task in self.tasks
+            for name, method in self.methods.items()
+            for number in range(min(self.tries, len(method.settings)))
+        ]
+
+    def final_jobs(self, chosen: Mapping[tuple[str, str], int]) -> list[Job]:
+        """All sizes and seeds, the seeds outermost so that an early stop leaves a whole figure."""
+        return [
+            Job(task, name, seed, size, chosen[task, name])
+            for seed in self.seeds
+            for task in self.tasks
+            for name, method in self.methods.items()
+            for size in (self.sizes if method.sized else (None,))
+            if (task, name) in chosen
+        ]
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """A record, or None if there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def choose(records: Sequence[dict[str, Any]], higher_is_better: bool) -> int | None:
+    """The number of the best setting on validation; None if no try came to anything.
+
+    Tries near the target size compete with each other; if none is, the smallest wins. Equal
+    metrics go to the earlier setting.
+    """
+    done = [record for record in records if record["status"] == "ok"]
+    if not done:
+        return None
+    met = [
+        record
+        for record in done
+        if record["target"] is None or record["size"] <= SIZE_TOLERANCE * record["target"]
+    ]
+    if not met:
+        return min(done, key=lambda record: record["size"])["setting_number"]
+    sign = -1 if higher_is_better else 1
+    return min(met, key=lambda record: sign * record["validation"])["setting_number"]
+
+
+def in_process(plan: Plan, job: Job) -> dict[str, Any]:
+    """Run a job here."""
+    method, task = plan.methods[job.method], plan.tasks[job.task](plan.data)
+    return perform(job, method, task, plan.tries, plan.out)
+
+
+def in_subprocess(plan: Plan, job: Job) -> dict[str, Any]:
+    """Run a job in a process of its own, with one thread; one that dies leaves a failed record."""
+    words = [sys.executable, "-m", "benchmarks.frontier", "one"]
+    words += ["--task", job.task, "--method", job.method, "--seed", str(job.seed)]
+    words += ["--setting", str(job.setting), "--tries", str(plan.tries)]
+    words += ["--data", str(plan.data.resolve()), "--out", str(plan.out.resolve())]
+    if job.target is not None:
+        words += ["--size", repr(job.target)]
+    if job.tuning:
+        words.append("--tuning")
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        status = subprocess.run(
+            words, cwd=ROOT, env={**os.environ, **threads}, stdout=log, stderr=log, check=False
+        ).returncode
+        record = read(job.path(plan.out))
+        if record is None:
+            log.seek(0)
+            head = heading(
+                job, plan.methods[job.method], plan.tasks[job.task](plan.data), plan.tries
+            )
+            record = failed(head, f"the process ended with status {status}", log.read()[-4000:])
+            save(record, job.path(plan.out))
+    return record
+
+
+def line(job: Job, record: dict[str, Any], done: int, total: int, seconds_left: float) -> str:
+    """What is said when a run is done."""
+    size = "" if job.target is None else f" {job.target:g}"
+    kind = f"try {job.setting}" if job.tuning else f"seed {job.seed}"
+    if record["status"] == "ok":
+        metric = record["validation"] if job.tuning else record["test"]
+        came = f"{record['metric']} {metric:.4f} at {100 * record['size']:.1f} %"
+    else:
+        came = f"failed: {record['error']}"
+    minutes, seconds = divmod(round(seconds_left), 60)
+    return (
+        f"[{done}/{total}] {job.task} {job.method}{size} {kind}: {came}; {minutes}:{seconds:02} left"
+    )
+
+
+def work(plan: Plan, jobs: Sequence[Job], say: Callable[[str], object]) -> list[dict[str, Any]]:
+    """Run what is not done yet; the records in the order of the jobs."""
+    waiting = []
+    for job in jobs:
+        before = read(job.path(plan.out))
+        if before is None or (plan.retry and before["status"] == "failed"):
+            job.path(plan.out).unlink(missing_ok=True)
+            waiting.append(job)
+    start = time.monotonic()
+
+    def tell(job: Job, record: dict[str, Any], done: int) -> None:
+        left = (time.monotonic() - start) / done * (len(waiting) - done)
+        say(line(job, record, done, len(waiting), left))
+
+    if plan.workers == 0:
+        for done, job in enumerate(waiting, start=1):
+            tell(job, in_process(plan, job), done)
+    else:
+        with ThreadPoolExecutor(plan.workers) as pool:
+            running = {pool.submit(in_subprocess, plan, job): job for job in waiting}
+            try:
+                for done, future in enumerate(as_completed(running), start=1):
+                    tell(running[future], future.result(), done)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    return [record for job in jobs if (record := read(job.path(plan.out))) is not None]
+
+
+def run(plan: Plan, say: Callable[[str], object] = partial(print, flush=True)) -> None:
+    """Tune, then run; what is in the folder already is kept."""
+    plan.out.mkdir(parents=True, exist_ok=True)
+    tried: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    jobs = plan.tuning_jobs()
+    say(f"tuning: {len(jobs)} runs")
+    for record in work(plan, jobs, say):
+        tried.setdefault((record["task"], record["method"]), []).append(record)
+    chosen: dict[tuple[str, str], int] = {}
+    for (task, method), records in tried.items():
+        number = choose(records, records[0]["metric"] == "accuracy")
+        if number is None:
+            say(f"{task} {method}: no setting came to anything: {records[0]['error']}")
+        else:
+            chosen[task, method] = number
+            say(f"{task} {method}: setting {number}: {records[number]['setting']}")
+    jobs = plan.final_jobs(chosen)
+    say(f"final: {len(jobs)} runs")
+    work(plan, jobs, say)
