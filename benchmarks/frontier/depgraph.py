@@ -21,7 +21,7 @@ def make_pruner(
     task: Task, model: nn.Module, ratio: float, normalizer: str | None, reg: float | None
 ) -> Any:
     """A pruner of the model in place; with `reg`, one that can regularize."""
-    import torch_pruning as tp
+    import torch_pruning as tp  # pyright: ignore[reportMissingImports]
 
     modules = dict(model.named_modules())
     loose = {p: 1 for name, p in model.named_parameters() if "." not in name and p.ndim == 2}

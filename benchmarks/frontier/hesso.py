@@ -37,7 +37,7 @@ def on_cpu() -> Iterator[None]:
 
 def prepared(task: Task, model: nn.Module) -> Any:
     """The package's view of a model, its output layer marked."""
-    from only_train_once import OTO
+    from only_train_once import OTO  # pyright: ignore[reportMissingImports]
 
     with on_cpu():
         oto = OTO(model=model, dummy_input=task.example_input)

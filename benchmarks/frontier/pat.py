@@ -66,7 +66,7 @@ class Targeted:
     """
 
     def __init__(self, task: Task, model: nn.Module, prox: str, axis: int, warmup: int) -> None:
-        from torchao.prototype.pat import PruneOptimizer
+        from torchao.prototype.pat import PruneOptimizer  # pyright: ignore[reportMissingImports]
 
         self.task, self.model = task, model
         base = make_optimizer(task.recipes[0], model)
@@ -104,7 +104,7 @@ class Targeted:
     @torch.no_grad()
     def proxed(self, knob: float) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Names, latent weights, and what PAT's prox makes of them."""
-        from torchao.prototype.pat.optim.prox_executor import (
+        from torchao.prototype.pat.optim.prox_executor import (  # pyright: ignore[reportMissingImports]
             apply_global_prox,
             apply_prox_to_param,
         )
@@ -184,29 +184,42 @@ def train_pat(task: Task, seed: int, target: float, setting: Setting) -> Outcome
             # Sizes go with the square of widths.
             steered.ramp(1 + (target**0.5 - 1) * (1 - (1 - done) ** 3))
 
-    train(
-        task,
-        model,
-        loader,
-        task.epochs,
-        steered.opt,
-        clock,
-        schedule_on=steered.base,
-        after_epoch=after_epoch,
-    )
+    # With a restart, healing gets a schedule of its own from the full lr, as fine-tuning does.
+    phases = (warm + ramp, heal) if setting["restart"] else (task.epochs,)
+    for phase, epochs in enumerate(phases):
+        train(
+            task,
+            model,
+            loader,
+            epochs,
+            steered.opt,
+            clock,
+            schedule_on=steered.base,
+            after_epoch=after_epoch if phase == 0 else lambda epoch: None,
+        )
+        for group in steered.base.param_groups:
+            group["lr"] = group["initial_lr"]
     with clock.counted():
         slim = slim_of(task, model)
-    notes["heal_epochs"] = heal
     return Outcome(slim, clock, notes=notes)
 
 
 def method(name: str, prox: str) -> Method:
-    shares = ((0.2, 0.4, 0.4), (0.1, 0.3, 0.6), (0.2, 0.8, 0.0), (0.0, 0.4, 0.6))
-    tried = [(shares[0], 1), (shares[1], 1), (shares[2], 1), (shares[0], 0), (shares[3], 1)]
+    early, late, never = (0.1, 0.3, 0.6), (0.2, 0.4, 0.4), (0.2, 0.8, 0.0)
+    tried = [
+        (early, 1, True),
+        (early, 0, True),
+        (never, 1, False),
+        (late, 0, True),
+        (late, 1, False),
+    ]
     return Method(
         name=name,
         train=train_pat,
-        settings=tuple({"shares": s, "axis": axis, "prox": prox} for s, axis in tried),
+        settings=tuple(
+            {"prox": prox, "shares": shares, "axis": axis, "restart": restart}
+            for shares, axis, restart in tried
+        ),
         packages=("torchao",),
         caveat="zeros made to go by dualprox.shrink",
     )

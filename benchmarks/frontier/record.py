@@ -51,9 +51,7 @@ class Job:
 
 def latencies(dense: nn.Module, slim: nn.Module, task: Task, seconds: float) -> dict[str, Any]:
     """MACs, and milliseconds of both networks at each batch size, taken in turns."""
-    costs = dp.compare(
-        dense, slim, task.example_input, batch_sizes=BATCH_SIZES, seconds=seconds
-    )
+    costs = dp.compare(dense, slim, task.example_input, batch_sizes=BATCH_SIZES, seconds=seconds)
     found: dict[str, Any] = {"macs_dense": costs[0].macs, "macs": costs[1].macs}
     for name, cost in zip(("dense", "slim"), costs, strict=True):
         for latency in cost.latencies:

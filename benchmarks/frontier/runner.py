@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +136,8 @@ def line(job: Job, record: dict[str, Any], done: int, total: int, seconds_left: 
     else:
         came = f"failed: {record['error']}"
     minutes, seconds = divmod(round(seconds_left), 60)
-    return (
-        f"[{done}/{total}] {job.task} {job.method}{size} {kind}: {came}; {minutes}:{seconds:02} left"
-    )
+    what = f"{job.task} {job.method}{size} {kind}"
+    return f"[{done}/{total}] {what}: {came}; {minutes}:{seconds:02} left"
 
 
 def work(plan: Plan, jobs: Sequence[Job], say: Callable[[str], object]) -> list[dict[str, Any]]:
@@ -171,7 +169,12 @@ def work(plan: Plan, jobs: Sequence[Job], say: Callable[[str], object]) -> list[
     return [record for job in jobs if (record := read(job.path(plan.out))) is not None]
 
 
-def run(plan: Plan, say: Callable[[str], object] = partial(print, flush=True)) -> None:
+def speak(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)
+
+
+def run(plan: Plan, say: Callable[[str], object] = speak) -> None:
     """Tune, then run; what is in the folder already is kept."""
     plan.out.mkdir(parents=True, exist_ok=True)
     tried: dict[tuple[str, str], list[dict[str, Any]]] = {}

@@ -31,9 +31,7 @@ def budget(model: nn.Module, target: float) -> int:
 def nonzero(model: nn.Module) -> int:
     """Entries of the parameters that are not zero; biases and norms all count."""
     weights = {id(p) for p in weights_of(model).values()}
-    return sum(
-        int((p != 0).sum()) if id(p) in weights else p.numel() for p in model.parameters()
-    )
+    return sum(int((p != 0).sum()) if id(p) in weights else p.numel() for p in model.parameters())
 
 
 @torch.no_grad()
@@ -145,7 +143,13 @@ class Rigl:
             if grad is not None:
                 grad.mul_(mask)
 
+    @torch.no_grad()
     def replace(self, name: str, share: float, opt: torch.optim.Optimizer) -> None:
+        """Drop the smallest live entries, then grow as many among all that are dead.
+
+        What is dropped may grow again at once, and then keeps its value; what is new starts at 0,
+        in the optimizer's buffers too.
+        """
         p, mask = self.weights[name], self.masks[name]
         live = int(mask.sum())
         count = min(int(share * live), p.numel() - live)
@@ -153,16 +157,16 @@ class Rigl:
             return
         size = torch.where(mask, p.abs(), torch.inf).flatten()
         dropped = size.topk(count, largest=False).indices
-        slope = torch.where(mask, -torch.inf, p.grad.abs()).flatten()
-        grown = slope.topk(count).indices
         flat = mask.flatten().clone()
-        flat[dropped], flat[grown] = False, True
-        self.masks[name] = flat.view_as(mask)
-        p.view(-1)[grown] = 0.0
+        flat[dropped] = False
+        slope = torch.where(flat, -torch.inf, p.grad.abs().flatten())
+        flat[slope.topk(count).indices] = True
+        old, self.masks[name] = mask, flat.view_as(mask)
+        stays = old & self.masks[name]
+        p.mul_(stays)
         for value in opt.state[p].values():
             if isinstance(value, Tensor) and value.shape == p.shape:
-                value.mul_(self.masks[name]).view(-1)[grown] = 0.0
-        self.apply()
+                value.mul_(stays)
 
 
 def train_rigl(task: Task, seed: int, target: float, setting: Setting) -> Outcome:

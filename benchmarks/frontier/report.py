@@ -1,0 +1,269 @@
+"""The table, the CSV and the figures of the runs in a folder."""
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from dualprox.files import write_png, write_text
+
+from .envelope import Point, best, envelope
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Record = dict[str, Any]
+Curves = dict[str, list[Point]]
+OURS = "dualprox"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#555555")
+COLUMNS = (
+    "task", "method", "seed", "target", "status", "size", "params", "params_dense", "nonzero",
+    "macs", "macs_dense", "metric", "validation", "test", "train_seconds", "epochs",
+    "latency_dense_ms_batch_1", "latency_slim_ms_batch_1", "latency_dense_ms_batch_64",
+    "latency_slim_ms_batch_64", "tries", "setting", "versions", "commit", "error",
+)  # fmt: skip
+
+
+def records_in(folder: Path) -> list[Record]:
+    """All records below a folder, by path.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/*.json"))]
+    if not found:
+        raise FileNotFoundError(f"--out must hold records of runs, got {folder}")
+    return found
+
+
+def as_csv(records: Sequence[Record]) -> str:
+    """A line for each final run."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for record in records:
+        row = {**record, "commit": record["environment"]["commit"]}
+        cells = (row.get(column) for column in COLUMNS)
+        writer.writerow(json.dumps(cell) if isinstance(cell, dict) else cell for cell in cells)
+    return buffer.getvalue()
+
+
+def curves_of(records: Sequence[Record]) -> Curves:
+    """The points of each method, in the order of their size."""
+    grouped: dict[tuple[str, float | None], list[Record]] = defaultdict(list)
+    for record in records:
+        if record["status"] == "ok":
+            grouped[record["method"], record["target"]].append(record)
+    curves: Curves = defaultdict(list)
+    for (method, target), runs in grouped.items():
+        tests = [run["test"] for run in runs]
+        curves[method].append(
+            Point(
+                fmean(run["size"] for run in runs),
+                fmean(run["macs"] / run["macs_dense"] for run in runs),
+                fmean(tests),
+                min(tests),
+                max(tests),
+                len(runs),
+                target,
+            )
+        )
+    return {name: sorted(points, key=lambda p: p.size) for name, points in curves.items()}
+
+
+def rivals(curves: Curves, records: Sequence[Record]) -> Curves:
+    """The curves of the peers that make networks smaller."""
+    loose = {record["method"] for record in records if record["unstructured"]}
+    return {
+        name: curve
+        for name, curve in curves.items()
+        if name != "dense" and name not in loose and not name.startswith(OURS)
+    }
+
+
+def number(value: float, metric: str) -> str:
+    """A metric as the table has it: per cent for accuracies."""
+    return f"{100 * value:.2f}" if metric == "accuracy" else f"{value:.3f}"
+
+
+def cell(point: Point, metric: str) -> str:
+    """Mean, range over seeds, and the size reached where it is not the one asked for."""
+    text = number(point.mean, metric)
+    if point.seeds > 1:
+        text += f" ({number(point.low, metric)} to {number(point.high, metric)})"
+    if point.target is not None and abs(point.size / point.target - 1) > 0.1:
+        text += f" at {100 * point.size:.1f} %"
+    return text
+
+
+def latency(runs: Sequence[Record], batch: int) -> str:
+    """How many times as fast as the dense network, as a mean over runs."""
+    slim, dense = f"latency_slim_ms_batch_{batch}", f"latency_dense_ms_batch_{batch}"
+    ratios = [run[dense] / run[slim] for run in runs if run.get(slim) and run.get(dense)]
+    return f"{fmean(ratios):.2f}" if ratios else ""
+
+
+def task_table(records: Sequence[Record]) -> str:
+    """The section of one task."""
+    first = records[0]
+    final = [record for record in records if not record["tuning"]]
+    curves = curves_of(final)
+    targets = sorted({r["target"] for r in final if r["target"] is not None})
+    lines = [
+        f"## {first['task']}",
+        "",
+        f"Test {first['metric']}{' in %' if first['metric'] == 'accuracy' else ''}, mean (range) "
+        f"over seeds; {first['epochs']} epochs in all; {first['note']}.",
+        "",
+        "| method | "
+        + " | ".join(f"{100 * target:g} %" for target in targets)
+        + " | seconds | times as fast, batch 1 | batch 64 |",
+        "|---" * (len(targets) + 4) + "|",
+    ]
+    peers = rivals(curves, final)
+    for name, curve in curves.items():
+        runs = [r for r in final if r["method"] == name and r["status"] == "ok"]
+        label = f"{name} *" if runs[0]["unstructured"] else name
+        if curve[0].target is None:
+            cells = [cell(curve[0], first["metric"]) + " at 100 %"] + [""] * (len(targets) - 1)
+        else:
+            by_target = {point.target: point for point in curve}
+            cells = [
+                cell(by_target[t], first["metric"]) if t in by_target else "failed" for t in targets
+            ]
+        # Latency of the smallest networks.
+        least = min(runs, key=lambda run: run["size"])["target"]
+        smallest = [run for run in runs if run["target"] == least]
+        seconds = f"{fmean(run['train_seconds'] for run in runs):.0f}"
+        cells += [seconds, latency(smallest, 1), latency(smallest, 64)]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    lines += ["", *ours_against(curves, peers, first["metric"]), *remarks(records)]
+    return "\n".join(lines)
+
+
+def ours_against(curves: Curves, peers: Curves, metric: str) -> list[str]:
+    """Our points beside the best peer at the same size."""
+    lines = []
+    for name, curve in curves.items():
+        for point in curve if name.startswith(OURS) else ():
+            winner = best(peers, point.size, metric == "accuracy")
+            beside = (
+                "no peer has this size"
+                if winner is None
+                else f"best peer there, between its points: {winner[0]} {number(winner[1], metric)}"
+            )
+            lines.append(
+                f"- {name} at {100 * point.size:.1f} %: {number(point.mean, metric)}; {beside}"
+            )
+    return [*lines, ""] if lines else []
+
+
+def remarks(records: Sequence[Record]) -> list[str]:
+    """Caveats of methods, tries and settings, and what could not run."""
+    lines = []
+    for name in dict.fromkeys(record["method"] for record in records):
+        mine = [record for record in records if record["method"] == name]
+        final = [r for r in mine if not r["tuning"] and r["status"] == "ok"]
+        broken = [record for record in mine if record["status"] == "failed"]
+        if mine[0]["caveat"]:
+            star = "* " if mine[0]["unstructured"] else ""
+            lines.append(f"- {star}{name}: {mine[0]['caveat']}.")
+        if final:
+            tried = sum(record["tuning"] for record in mine)
+            lines.append(f"- {name}: setting `{final[0]['setting']}`, the best of {tried} tries.")
+        if broken:
+            reasons = dict.fromkeys(record["error"] for record in broken)
+            what = "could not run" if not final else f"failed {len(broken)} times"
+            lines.append(f"- {name} {what}: {'; '.join(reasons)}")
+    return lines
+
+
+def draw(axes: "Axes", records: Sequence[Record], colors: Mapping[str, str], *, macs: bool) -> None:
+    """One panel: every method, mean and range over seeds, and the envelope of the peers."""
+    final = [record for record in records if not record["tuning"]]
+    metric = records[0]["metric"]
+    scale = 100 if metric == "accuracy" else 1
+    curves = curves_of(final)
+    loose = {record["method"] for record in final if record["unstructured"]}
+    for name, curve in curves.items():
+        if macs and name in loose:
+            continue
+        across = [100 * (point.macs if macs else point.size) for point in curve]
+        up = [scale * point.mean for point in curve]
+        down = [scale * (point.mean - point.low) for point in curve]
+        above = [scale * (point.high - point.mean) for point in curve]
+        if name == "dense":
+            axes.axhline(up[0], color="black", linewidth=0.8, linestyle=":", label="dense")
+            continue
+        ours = name.startswith(OURS)
+        axes.errorbar(
+            across,
+            up,
+            yerr=[down, above],
+            label=name,
+            color=colors[name],
+            linestyle="--" if name in loose else "-",
+            linewidth=2.4 if ours else 1.2,
+            marker="o" if ours else ".",
+            capsize=2,
+            zorder=3 if ours else 2,
+        )
+    if not macs:
+        edge = envelope(rivals(curves, final), metric == "accuracy")
+        if edge:
+            sizes, values = zip(*edge, strict=True)
+            axes.plot(
+                [100 * size for size in sizes],
+                [scale * value for value in values],
+                color="black",
+                alpha=0.15,
+                linewidth=6,
+                label="best peer",
+                zorder=1,
+            )
+    axes.set_xscale("log")
+    axes.set_xlabel("MACs, % of dense" if macs else "parameters, % of dense")
+    axes.set_ylabel("test accuracy, %" if metric == "accuracy" else "test perplexity")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def figure(records: Sequence[Record]) -> "Figure":
+    """Both panels of one task."""
+    from matplotlib.figure import Figure
+
+    methods = list(dict.fromkeys(record["method"] for record in records))
+    colors = {name: COLORS[place % len(COLORS)] for place, name in enumerate(methods)}
+    made = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = made.subplots(1, 2)
+    draw(left, records, colors, macs=False)
+    draw(right, records, colors, macs=True)
+    left.set_title(records[0]["task"], loc="left", fontsize=10)
+    left.legend(frameon=False, fontsize=7)
+    return made
+
+
+def report(folder: Path, to: Path) -> str:
+    """Write frontier.csv, frontier.md and a figure for each task; the table.
+
+    Args:
+        folder: of the records.
+        to: a folder, made if need be.
+    """
+    records = records_in(folder)
+    to.mkdir(parents=True, exist_ok=True)
+    write_text(to / "frontier.csv", as_csv([r for r in records if not r["tuning"]]))
+    sections = []
+    for task in dict.fromkeys(record["task"] for record in records):
+        mine = [record for record in records if record["task"] == task]
+        sections.append(task_table(mine))
+        write_png(to / f"{task}.png", figure(mine))
+    place = records[-1]["environment"]
+    foot = f"{place['cpu']}, one thread a run, torch {place['torch']}, commit {place['commit']}."
+    text = "\n\n".join([*sections, foot]) + "\n"
+    write_text(to / "frontier.md", text)
+    return text
