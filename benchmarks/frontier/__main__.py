@@ -37,6 +37,14 @@ def whole(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
+def interpreter(text: str) -> tuple[str, str]:
+    """METHOD=PATH, in two."""
+    method, mark, path = text.partition("=")
+    if not mark or method not in METHODS:
+        raise argparse.ArgumentTypeError(f"must be METHOD=PATH of a known method, got {text!r}")
+    return method, path
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks.frontier")
     commands = made.add_subparsers(dest="command", required=True)
@@ -48,6 +56,14 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--tries", type=int, default=3, help="settings that each method may try")
     run.add_argument("--workers", type=int, default=4, help="processes at a time; 0: this one")
     run.add_argument("--retry", action="store_true", help="run again what failed")
+    run.add_argument(
+        "--python",
+        action="append",
+        type=interpreter,
+        default=[],
+        metavar="METHOD=PATH",
+        help="another interpreter for a method that cannot run in this one",
+    )
     one = commands.add_parser("one", help="one run; what the queue calls")
     one.add_argument("--task", required=True)
     one.add_argument("--method", required=True)
@@ -89,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
             args.out,
             args.workers,
             args.retry,
+            dict(args.python),
         )
     )
     return 0

@@ -24,7 +24,8 @@ def make_pruner(
     import torch_pruning as tp  # pyright: ignore[reportMissingImports]
 
     modules = dict(model.named_modules())
-    loose = {p: 1 for name, p in model.named_parameters() if "." not in name and p.ndim == 2}
+    # Documented as a dict, read as pairs: parameters of no layer, and the axis of their channels.
+    loose = [(p, 1) for name, p in model.named_parameters() if "." not in name and p.ndim == 2]
     kind = tp.pruner.BasePruner if reg is None else tp.pruner.GroupNormPruner
     return kind(
         model,
@@ -38,6 +39,9 @@ def make_pruner(
         prune_head_dims=not task.heads,
         head_pruning_ratio=ratio if task.heads else 0.0,
         unwrapped_parameters=loose or None,
+        # Its defaults are dicts that all pruners share.
+        in_channel_groups={},
+        out_channel_groups={},
         **({} if reg is None else {"reg": reg}),
     )
 

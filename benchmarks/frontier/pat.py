@@ -4,8 +4,8 @@ PAT leaves zeros in a network of the full size, so `dualprox.shrink` makes it sm
 its size would be that of the dense network. Two penalties: its group LASSO, whose strength is found
 here by bisection on the latent weights (its own prox at its own accumulated step size), so that the
 widths follow a cubic ramp and the network has the size asked for when healing begins; and its
-global constraint on the number of groups, with its own cubic ramp, whose count is found by
-bisection on the network in the same place. During healing the zeros are frozen, as PAT does it.
+constraints on the number of groups, in each layer or in all together, whose share is found by
+bisection in the same place. During healing the zeros are frozen, as PAT does it.
 Source: torchao.prototype.pat.
 """
 
@@ -55,12 +55,20 @@ def slim_of(task: Task, model: nn.Module) -> nn.Module:
     return dp.shrink(model, task.example_input, latency=False)
 
 
+def keep_strongest_head(latent: Tensor, value: Tensor, heads: int) -> None:
+    """Give the head with the largest norm back; an attention without heads cannot be shrunk."""
+    norms = latent.view(len(latent), heads, -1).norm(dim=(0, 2))
+    width = latent.shape[1] // heads
+    place = int(norms.argmax()) * width
+    value[:, place : place + width] = latent[:, place : place + width]
+
+
 class Targeted:
     """PAT's optimizer over a task's network, steered to a size.
 
     Args:
         task, model: what is trained.
-        prox: "ProxGroupLasso" or "GlobalMinSparsityConstraint".
+        prox: "ProxGroupLasso", or "MinSparsityConstraint" or "GlobalMinSparsityConstraint".
         axis: of the groups.
         warmup: steps without prox.
     """
@@ -102,8 +110,8 @@ class Targeted:
             group["min_sparsity" if "min_sparsity" in group else "reg_lambda"] = knob
 
     @torch.no_grad()
-    def proxed(self, knob: float) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Names, latent weights, and what PAT's prox makes of them."""
+    def proxed(self, knob: float) -> Iterator[tuple[str, Tensor]]:
+        """Names, and what PAT's prox makes of the latent weights."""
         from torchao.prototype.pat.optim.prox_executor import (  # pyright: ignore[reportMissingImports]
             apply_global_prox,
             apply_prox_to_param,
@@ -113,7 +121,7 @@ class Targeted:
         for group in self.pruned_groups():
             latents = [self.opt.state[p]["latent"] for p in group["params"]]
             copies = [nn.Parameter(latent.clone()) for latent in latents]
-            if "min_sparsity" in group:
+            if group["prox_type"] == "GlobalMinSparsityConstraint":
                 prox, grouper, options = self.opt._build_global_prox_artifacts(group)
                 apply_global_prox(copies, prox, grouper, options, knob)
             else:
@@ -121,7 +129,9 @@ class Targeted:
                 for value in copies:
                     apply_prox_to_param(value, prox, grouper, options, rest)
             for p, latent, value in zip(group["params"], latents, copies, strict=True):
-                yield self.names[id(p)], latent, value.detach()
+                if "num_heads" in group and not value.any():
+                    keep_strongest_head(latent, value, group["num_heads"])
+                yield self.names[id(p)], value.detach()
 
     def top(self) -> float:
         """A knob that leaves nothing."""
@@ -138,7 +148,7 @@ class Targeted:
     def live_share(self, knob: float) -> float:
         """Share of the grouped entries that are in live groups, at the latent weights."""
         live = whole = 0
-        for _, _, value in self.proxed(knob):
+        for _, value in self.proxed(knob):
             live += int((value != 0).sum())
             whole += value.numel()
         return live / whole
@@ -152,7 +162,7 @@ class Targeted:
         whole = parameters(self.model)
 
         def trial(knob: float) -> nn.Module:
-            return restored(self.model, {name: value for name, _, value in self.proxed(knob)})
+            return restored(self.model, dict(self.proxed(knob)))
 
         def size_at(knob: float) -> float:
             return parameters(slim_of(self.task, trial(knob))) / whole
@@ -161,7 +171,7 @@ class Targeted:
         knob = largest_within(size_at, target, 0.0, empty, steps=9)
         own = dict(self.model.named_parameters())
         with torch.no_grad():
-            for name, _, value in list(self.proxed(knob)):
+            for name, value in list(self.proxed(knob)):
                 own[name].copy_(value)
         self.opt.healing_start_step = self.opt.num_steps
         return knob
@@ -204,26 +214,37 @@ def train_pat(task: Task, seed: int, target: float, setting: Setting) -> Outcome
     return Outcome(slim, clock, notes=notes)
 
 
-def method(name: str, prox: str) -> Method:
-    early, late, never = (0.1, 0.3, 0.6), (0.2, 0.4, 0.4), (0.2, 0.8, 0.0)
-    tried = [
-        (early, 1, True),
-        (early, 0, True),
-        (never, 1, False),
-        (late, 0, True),
-        (late, 1, False),
-    ]
+EARLY, LATE, NEVER = (0.1, 0.3, 0.6), (0.2, 0.4, 0.4), (0.2, 0.8, 0.0)
+SOFT, EACH, ALL = "ProxGroupLasso", "MinSparsityConstraint", "GlobalMinSparsityConstraint"
+
+
+def method(name: str, *tried: tuple[str, tuple[float, float, float], int, bool]) -> Method:
+    """An entry with these settings: prox, shares of the epochs, axis, restart."""
     return Method(
         name=name,
         train=train_pat,
         settings=tuple(
             {"prox": prox, "shares": shares, "axis": axis, "restart": restart}
-            for shares, axis, restart in tried
+            for prox, shares, axis, restart in tried
         ),
         packages=("torchao",),
         caveat="zeros made to go by dualprox.shrink",
     )
 
 
-PAT_GROUP_LASSO = method("pat_group_lasso", "ProxGroupLasso")
-PAT_GLOBAL = method("pat_global", "GlobalMinSparsityConstraint")
+PAT_GROUP_LASSO = method(
+    "pat_group_lasso",
+    (SOFT, EARLY, 1, True),
+    (SOFT, EARLY, 0, True),
+    (SOFT, NEVER, 1, False),
+    (SOFT, LATE, 0, True),
+    (SOFT, LATE, 1, False),
+)
+PAT_CONSTRAINT = method(
+    "pat_constraint",
+    (EACH, EARLY, 1, True),
+    (ALL, EARLY, 0, True),
+    (EACH, EARLY, 0, True),
+    (ALL, EARLY, 1, True),
+    (EACH, NEVER, 1, False),
+)

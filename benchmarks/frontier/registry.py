@@ -5,7 +5,7 @@ from .depgraph import TP_GROUP_NORM, TP_MAGNITUDE
 from .hesso import HESSO
 from .methods import Method
 from .ours import RAMDA, RMDA
-from .pat import PAT_GLOBAL, PAT_GROUP_LASSO
+from .pat import PAT_CONSTRAINT, PAT_GROUP_LASSO
 from .unstructured import MAGNITUDE, RIGL
 
 METHODS: dict[str, Method] = {
@@ -17,7 +17,7 @@ METHODS: dict[str, Method] = {
         TP_MAGNITUDE,
         TP_GROUP_NORM,
         PAT_GROUP_LASSO,
-        PAT_GLOBAL,
+        PAT_CONSTRAINT,
         HESSO,
         MAGNITUDE,
         RIGL,

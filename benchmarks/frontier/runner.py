@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Plan:
         out: the folder of the records.
         workers: processes at a time; 0 runs everything in this one.
         retry: whether runs that failed before are run again.
+        pythons: interpreters of methods that cannot run in this one; needs workers.
     """
 
     tasks: Mapping[str, Maker]
@@ -47,6 +48,7 @@ class Plan:
     out: Path
     workers: int
     retry: bool = False
+    pythons: Mapping[str, str] = field(default_factory=dict)
 
     def tuning_jobs(self) -> list[Job]:
         """The tries, all at one size and seed."""
@@ -102,7 +104,7 @@ def in_process(plan: Plan, job: Job) -> dict[str, Any]:
 
 def in_subprocess(plan: Plan, job: Job) -> dict[str, Any]:
     """Run a job in a process of its own, with one thread; one that dies leaves a failed record."""
-    words = [sys.executable, "-m", "benchmarks.frontier", "one"]
+    words = [plan.pythons.get(job.method, sys.executable), "-m", "benchmarks.frontier", "one"]
     words += ["--task", job.task, "--method", job.method, "--seed", str(job.seed)]
     words += ["--setting", str(job.setting), "--tries", str(plan.tries)]
     words += ["--data", str(plan.data.resolve()), "--out", str(plan.out.resolve())]
@@ -140,14 +142,21 @@ def line(job: Job, record: dict[str, Any], done: int, total: int, seconds_left: 
     return f"[{done}/{total}] {what}: {came}; {minutes}:{seconds:02} left"
 
 
+def current(plan: Plan, job: Job) -> dict[str, Any] | None:
+    """The record of this very run, or None: another setting in its place does not count."""
+    found = read(job.path(plan.out))
+    if found is None or (plan.retry and found["status"] == "failed"):
+        return None
+    setting = plan.methods[job.method].settings[job.setting]
+    # As JSON gives it back: tuples are lists there.
+    return found if found["setting"] == json.loads(json.dumps(dict(setting))) else None
+
+
 def work(plan: Plan, jobs: Sequence[Job], say: Callable[[str], object]) -> list[dict[str, Any]]:
     """Run what is not done yet; the records in the order of the jobs."""
-    waiting = []
-    for job in jobs:
-        before = read(job.path(plan.out))
-        if before is None or (plan.retry and before["status"] == "failed"):
-            job.path(plan.out).unlink(missing_ok=True)
-            waiting.append(job)
+    waiting = [job for job in jobs if current(plan, job) is None]
+    for job in waiting:
+        job.path(plan.out).unlink(missing_ok=True)
     start = time.monotonic()
 
     def tell(job: Job, record: dict[str, Any], done: int) -> None:
