@@ -173,7 +173,7 @@ def test_a_network_that_diverged_is_a_failure():
         record.judged(task, 0, Outcome(model, Clock()), True)
 
 
-def trial(number, size, validation, target=0.1):
+def trial(number: int, size: float, validation: float, target: float | None = 0.1) -> dict:
     return {
         "status": "ok",
         "setting_number": number,
@@ -381,6 +381,7 @@ def test_unstructured_methods_meet_the_target_exactly(name):
     task, method = tiny(), METHODS[name]
     outcome = method.train(task, 0, 0.3, method.settings[0])
     weights = sum(int((p != 0).sum()) for p in weights_of(outcome.model).values())
+    assert outcome.nonzero is not None
     assert outcome.nonzero == nonzero(outcome.model) == weights + 32 + 24 + 10
     assert 0.29 < outcome.nonzero / DENSE_SIZE <= 0.3
     assert weights <= budget(outcome.model, 0.3)

@@ -1,25 +1,27 @@
 """Only-Train-Once: the HESSO optimizer and its own construction of the smaller network.
 
-HESSO takes the share of groups to remove, not a size, so the share is found by bisection: groups
-of a fresh network are zeroed at random (its own `random_set_zero_groups`) and counted. The output
-layer is kept by `mark_unprunable_by_param_names`. Source: Chen et al., arXiv:2409.09085.
+HESSO takes the share of groups to remove, not a size, so the share is found by bisection after the
+dense warm-up: on copies of the network, it removes them at once, by its own scores, and its
+smaller network is counted. The output layer is kept by `mark_unprunable_by_param_names`.
+Source: Chen et al., arXiv:2409.09085.
 """
 
 import contextlib
 import copy
 import io
-import math
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .methods import Method, Outcome, Setting, largest_within, parameters
-from .tasks import Task
-from .training import Clock, train
+from .methods import Method, Outcome, Setting, largest_within, parameters, split_epochs
+from .tasks import Recipe, Task
+from .training import Clock, make_optimizer, train
+
+Batch = tuple[Tensor, Tensor]
 
 
 @contextlib.contextmanager
@@ -54,43 +56,58 @@ def subnet(oto: Any) -> nn.Module:
         return torch.load(oto.compressed_model_path, weights_only=False)
 
 
-def share_for(task: Task, seed: int, target: float) -> float:
-    """The share of groups whose random removal leaves the target size."""
-    model = task.make_model(seed)
+def make_optimizer_of(
+    oto: Any, recipe: Recipe, lr: float, share: float, steps: int, periods: int
+) -> Any:
+    """HESSO, to remove a share of the groups within `steps` steps from now on."""
+    return oto.hesso(
+        variant=recipe.optimizer,
+        lr=lr,
+        first_momentum=0.9,
+        second_momentum=0.999 if recipe.optimizer == "adamw" else None,
+        weight_decay=recipe.weight_decay,
+        target_group_sparsity=share,
+        start_pruning_step=1,
+        pruning_periods=periods,
+        pruning_steps=max(1, steps // periods) * periods,
+    )
+
+
+def share_for(task: Task, model: nn.Module, batch: Batch, target: float) -> float:
+    """The share of groups that leaves the target size, were they removed now."""
     whole = parameters(model)
 
     def size_at(share: float) -> float:
         trial = copy.deepcopy(model)
         oto = prepared(task, trial)
         with on_cpu():
-            oto.random_set_zero_groups(target_group_sparsity=share)
+            opt = make_optimizer_of(oto, task.recipes[0], 0.0, share, 1, 1)
+            task.loss(trial(batch[0]), batch[1]).backward()
+            for _ in range(3):
+                opt.step()
         return parameters(subnet(oto)) / whole
 
-    return largest_within(size_at, target, 0.0, 0.99, steps=7)
+    share = largest_within(size_at, target, 0.0, 0.99, steps=8)
+    if size_at(share) > 0.99:
+        raise ValueError("only_train_once removes nothing from this network")
+    return share
 
 
 def train_hesso(task: Task, seed: int, target: float, setting: Setting) -> Outcome:
-    """Warm-up, removal over some periods, then training of what is left."""
+    """Dense warm-up, removal over some periods, then training of what is left."""
     model, clock, loader = task.make_model(seed), Clock(), task.loader(seed)
-    recipe, steps = task.recipes[0], task.epochs * len(loader)
+    recipe = task.recipes[0]
+    lr, periods = recipe.lr * setting["lr"], setting["periods"]
+    warm, during, rest = split_epochs(task.epochs, *setting["shares"])
+    opt = make_optimizer(recipe, model, lr)
+    train(task, model, loader, warm, opt, clock, span=(0, task.epochs))
     with clock.counted():
-        share = share_for(task, seed, target)
+        share = share_for(task, model, next(iter(task.loader(seed))), target)
         oto = prepared(task, model)
-    begin, during = round(setting["start"] * steps), round(setting["during"] * steps)
-    periods = setting["periods"]
     with on_cpu():
-        opt = oto.hesso(
-            variant=recipe.optimizer,
-            lr=recipe.lr * setting["lr"],
-            first_momentum=0.9,
-            second_momentum=0.999 if recipe.optimizer == "adamw" else None,
-            weight_decay=recipe.weight_decay,
-            target_group_sparsity=share,
-            start_pruning_step=begin,
-            pruning_periods=periods,
-            pruning_steps=math.ceil(during / periods) * periods,
-        )
-        train(task, model, loader, task.epochs, opt, clock)
+        opt = make_optimizer_of(oto, recipe, lr, share, during * len(loader), periods)
+        span = (warm, task.epochs)
+        train(task, model, loader, during + rest, opt, clock, span=span)
     with clock.counted():
         slim = subnet(oto)
     return Outcome(slim, clock, notes={"group_sparsity": share})
@@ -100,11 +117,11 @@ HESSO = Method(
     name="oto_hesso",
     train=train_hesso,
     settings=(
-        {"start": 0.1, "during": 0.4, "periods": 5, "lr": 1.0},
-        {"start": 0.1, "during": 0.4, "periods": 5, "lr": 2.0},
-        {"start": 0.3, "during": 0.3, "periods": 5, "lr": 1.0},
-        {"start": 0.1, "during": 0.6, "periods": 10, "lr": 1.0},
-        {"start": 0.1, "during": 0.4, "periods": 5, "lr": 0.5},
+        {"shares": (0.1, 0.4, 0.5), "periods": 5, "lr": 1.0},
+        {"shares": (0.3, 0.3, 0.4), "periods": 5, "lr": 1.0},
+        {"shares": (0.1, 0.6, 0.3), "periods": 10, "lr": 1.0},
+        {"shares": (0.1, 0.4, 0.5), "periods": 5, "lr": 2.0},
+        {"shares": (0.1, 0.4, 0.5), "periods": 5, "lr": 0.5},
     ),
     packages=("only-train-once",),
     caveat="its calls of .cuda() are made the identity on the CPU",

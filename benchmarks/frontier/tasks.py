@@ -104,7 +104,9 @@ class Task:
         parts: the examples.
         batch_size: of training.
         epochs: of every method, everything included.
-        recipes: of dense training, the better one on validation first; peers train with that.
+        recipes: of dense training; peers train with the first. That is the better one on
+            validation, and SGD, with which the peers' own examples train, where the two are within
+            two standard errors of each other.
         metric: "accuracy" or "perplexity".
         prepare: kept examples to inputs.
         augment: of training.

@@ -57,6 +57,7 @@ def train(
     clock: Clock,
     *,
     schedule_on: torch.optim.Optimizer | None = None,
+    span: tuple[int, int] | None = None,
     before_step: Callable[[], object] = lambda: None,
     after_step: Callable[[int], object] = lambda step: None,
     after_epoch: Callable[[int], object] = lambda epoch: None,
@@ -71,6 +72,7 @@ def train(
         opt: over the model's parameters.
         clock: gets the seconds of each epoch.
         schedule_on: has the lr, where `opt` wraps it; None for `opt`.
+        span: epochs that the schedule has behind it, and how long it is; None for a whole one.
         before_step: called between the gradient and the step.
         after_step: called with the number of steps taken.
         after_epoch: called with the number of epochs done.
@@ -78,10 +80,11 @@ def train(
     Raises:
         FloatingPointError: the loss is not finite.
     """
-    steps = epochs * len(loader)
+    behind, whole = (0, epochs) if span is None else span
+    start_step, steps = behind * len(loader), whole * len(loader)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         schedule_on or opt,
-        lambda step: 0.5 * (1 + math.cos(math.pi * min(step / max(steps, 1), 1.0))),
+        lambda step: 0.5 * (1 + math.cos(math.pi * min((start_step + step) / max(steps, 1), 1.0))),
     )
     model.train()
     step, last = 0, 0.0
