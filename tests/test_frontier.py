@@ -137,7 +137,7 @@ def test_a_failing_method_is_recorded_and_the_others_go_on(tmp_path):
 
 
 def test_failed_runs_are_done_again_when_asked(tmp_path):
-    broken = replace(BROKEN, name="narrow")
+    broken = replace(NARROW, train=breaks)
     runner.run(plan(tmp_path, (broken,), seeds=(0,)), lambda text: None)
     runner.run(plan(tmp_path, (NARROW,), seeds=(0,)), lambda text: None)
     assert not list(tmp_path.glob("tiny/narrow/size*"))
