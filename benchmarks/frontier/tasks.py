@@ -354,7 +354,7 @@ def lm_wikitext2(folder: Path) -> Task:
         },
         batch_size=32,
         epochs=10,
-        recipes=(Recipe("adamw", 3e-3, 1e-2), Recipe("sgd", 0.05, 0.0)),
+        recipes=(Recipe("adamw", 1.2e-3, 1e-2), Recipe("sgd", 0.05, 0.0)),
         metric="perplexity",
         prepare=lambda kept: kept,
         batches=50,
