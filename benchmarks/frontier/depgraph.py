@@ -89,12 +89,12 @@ def train_group_norm(task: Task, seed: int, target: float, setting: Setting) -> 
     recipe = task.recipes[0]
     train(task, model, loader, dense, make_optimizer(recipe, model), clock)
     model.eval()
-    pruner = make_pruner(task, model, 0.5, "max", setting["reg"])
+    pruner = make_pruner(task, model, 0.5, setting["normalizer"], setting["reg"])
     pruner.update_regularizer()
     opt = make_optimizer(recipe, model, recipe.lr * setting["sparse_lr"])
     train(task, model, loader, sparse, opt, clock, before_step=lambda: pruner.regularize(model))
     with clock.counted():
-        slim = pruned(task, model, target, "max")
+        slim = pruned(task, model, target, setting["normalizer"])
     fine_tune(task, slim, loader, last, setting["lr"], clock)
     return Outcome(slim, clock)
 
@@ -114,12 +114,15 @@ TP_MAGNITUDE = Method(
 TP_GROUP_NORM = Method(
     name="tp_group_norm",
     train=train_group_norm,
-    settings=(
-        {"shares": (0.3, 0.3, 0.4), "reg": 5e-4, "sparse_lr": 0.5, "lr": 1.0},
-        {"shares": (0.3, 0.3, 0.4), "reg": 5e-3, "sparse_lr": 0.5, "lr": 1.0},
-        {"shares": (0.1, 0.4, 0.5), "reg": 2e-3, "sparse_lr": 1.0, "lr": 1.0},
-        {"shares": (0.3, 0.3, 0.4), "reg": 2e-2, "sparse_lr": 0.5, "lr": 1.0},
-        {"shares": (0.3, 0.3, 0.4), "reg": 5e-4, "sparse_lr": 0.5, "lr": 0.3},
+    settings=tuple(
+        {"shares": shares, "reg": reg, "sparse_lr": rate, "lr": 1.0, "normalizer": normalizer}
+        for shares, reg, rate, normalizer in (
+            ((0.3, 0.3, 0.4), 5e-4, 0.5, "mean"),
+            ((0.3, 0.3, 0.4), 5e-3, 0.5, "mean"),
+            ((0.3, 0.3, 0.4), 5e-4, 0.5, "max"),
+            ((0.1, 0.4, 0.5), 2e-3, 1.0, "mean"),
+            ((0.3, 0.3, 0.4), 5e-3, 0.5, "max"),
+        )
     ),
     packages=("torch-pruning",),
 )
