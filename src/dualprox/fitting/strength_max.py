@@ -1,6 +1,7 @@
 """The natural unit of strength: the least that kills every group at the start."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from .batches import Batch, loss_of
 
 Loss = Callable[[Any, Any], Tensor]
 _MOST_DOUBLINGS = 200
+_LEAST = 1e-15  # of the gradient's norm; with n entries, l1 dies no lower than at n^(-1/2) of it
 
 
 def strength_max(
@@ -26,14 +28,16 @@ def strength_max(
 
         min { lambda : -G in lambda * d psi(0) },   G the mean gradient over the loader,
 
-    for group LASSO max_g ||G_g|| / sqrt(size_g). For a convex loss and weights that start at zero
-    that is the least strength whose solution is zero, the upper end of a regularization path; for
-    a network, whose gradient is taken at its present weights, it is a unit in which a strength
-    means about the same whatever the network's width, loss and data.
+    for group LASSO max_g ||G_g|| / sqrt(size_g). For a convex loss, weights at zero and free ones,
+    such as biases, at their optimum beside these, that is the least strength whose solution is
+    zero, the upper end of a regularization path; for a network, whose gradient is taken at its
+    present weights, it is a unit in which a strength means about the same whatever the network's
+    width, loss and data. Frozen weights do not count.
 
     Args:
-        model: in training mode or not; left as it was, gradients included. Layers with running
-            statistics use those of the batch if the model is training.
+        model: in training mode or not; left as it was, gradients, buffers and torch's random
+            numbers included. Layers with running statistics use those of the batch if the model
+            is training.
         loader: batches (inputs, targets); all are read once.
         penalty: one for all weights, as `param_groups` takes it, or what that returned. Its own
             strength does not matter.
@@ -43,8 +47,9 @@ def strength_max(
         The strength; in units of the gradient of the loss.
 
     Raises:
-        ValueError: the loader is empty, the gradient is zero or not finite, or the penalty has no
-            strength.
+        TypeError: a batch is no pair (inputs, targets).
+        ValueError: the loader is empty, the gradient is zero or not finite, all penalized weights
+            are frozen, or a penalty has no strength, or holds zero at every strength or at none.
 
     Source: Friedman, Hastie & Tibshirani, Regularization paths for generalized linear models via
     coordinate descent (2010), section 2.5, for a single group.
@@ -58,15 +63,21 @@ def strength_max(
         12.0
     """
     groups = penalty if isinstance(penalty, ParamGroups) else param_groups(model, penalty)
+    penalized = [
+        (group["penalty"], [param for _, param in group["params"]])
+        for group in groups
+        if group["penalty"] is not None
+    ]
+    if not any(param.requires_grad for _, params in penalized for param in params):
+        raise ValueError("the model must have a penalized weight to train, got all frozen")
     gradients = mean_gradients(model, loader, loss)
     most = 0.0
-    for group in groups:
-        own = group["penalty"]
-        if own is None:
-            continue
-        params = [param for _, param in group["params"]]
-        found = [gradients[param] for param in params]
-        together = [_joined(own, found)] if isinstance(own, Coupled) else found
+    for own, params in penalized:
+        if isinstance(own, Coupled):
+            found = [gradients.get(param, torch.zeros_like(param).double()) for param in params]
+            together = [_joined(own, found)]
+        else:
+            together = [gradients[param] for param in params if param in gradients]
         most = max([most, *(_least(own, gradient) for gradient in together)])
     if most == 0:
         raise ValueError("the gradient is zero: no strength is needed to kill the groups")
@@ -79,24 +90,35 @@ def mean_gradients(
     """The mean gradient over all batches, in float64; weighted by their numbers of examples."""
     params = [param for param in model.parameters() if param.requires_grad]
     sums = {param: torch.zeros_like(param, dtype=torch.float64) for param in params}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     count = 0
-    for batch in loader:
-        value, size = loss_of(model, batch, loss)
-        found = torch.autograd.grad(value, params, allow_unused=True)
-        for param, gradient in zip(params, found, strict=True):
-            if gradient is not None:
-                sums[param].add_(gradient, alpha=size)
-        count += size
-    with torch.no_grad():
-        for buffer, before in buffers:
-            buffer.copy_(before)
+    with _undisturbed(model):
+        for batch in loader:
+            value, size = loss_of(model, batch, loss)
+            found = torch.autograd.grad(value, params, allow_unused=True)
+            for param, gradient in zip(params, found, strict=True):
+                if gradient is not None:
+                    sums[param].add_(gradient, alpha=size)
+            count += size
     if not count:
         raise ValueError("loader must give at least one batch, got none")
     for param, total in sums.items():
         if not bool(total.isfinite().all()):
             raise ValueError(f"the gradient of a parameter {tuple(param.shape)} is not finite")
     return {param: total / count for param, total in sums.items()}
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """On exit, buffers and torch's random numbers are what they were."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = {param.device for param in model.parameters()}
+    try:
+        with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 def _joined(penalty: Coupled, gradients: list[Tensor]) -> Tensor:
@@ -114,7 +136,7 @@ def _least(penalty: Penalty, gradient: Tensor) -> float:
 
     if not bool(gradient.any()) or dies(0.0):
         return 0.0
-    above = float(torch.linalg.vector_norm(gradient))
+    norm = above = float(torch.linalg.vector_norm(gradient))
     for _ in range(_MOST_DOUBLINGS):
         if dies(above):
             break
@@ -123,6 +145,8 @@ def _least(penalty: Penalty, gradient: Tensor) -> float:
         raise ValueError(f"no strength of {penalty} kills its groups")
     while dies(above / 2):
         above /= 2
+        if above < _LEAST * norm:
+            raise ValueError(f"zero is stationary at every strength of {penalty}")
     below = above / 2
     while above - below > 4 * torch.finfo(torch.float64).eps * above:
         middle = (below + above) / 2
