@@ -35,13 +35,22 @@ class Level:
     @property
     def group_count(self) -> int:
         """How many groups there are, or the largest rank."""
-        point = self.unit.point(self.unit.params)
-        return self.base.structure(_vector(self.base, point.detach())).total()
+        return self._everything().total()
+
+    def _everything(self) -> Support | Rank:
+        """The structure in which all lives."""
+        point = self.unit.point([torch.zeros_like(param) for param in self.unit.params])
+        found = self.base.structure(_vector(self.base, point))
+        if isinstance(found, Rank):
+            return replace(found, rank=found.full)
+        assert isinstance(found, Support)
+        return replace(found, live=torch.ones_like(found.live))
 
     def refresh(self) -> None:
-        """Read the present subproblem; before `live` and `critical`."""
-        self.problem = self.opt.last_subproblem(self.unit)
-        self._critical = _critical_strengths(self.problem, self.base)
+        """Read the present subproblem, if there has been a step; before `live` and `within`."""
+        moved = self.opt.has_moved(self.unit.params[0])
+        self.problem = self.opt.last_subproblem(self.unit) if moved else None
+        self._critical = _critical_strengths(self.problem, self.base) if self.problem else None
 
     def typical_strength(self, strength: float) -> float:
         """The mean critical strength of the groups that live at a strength.
@@ -66,8 +75,9 @@ class Level:
         return above
 
     def live(self, strength: float) -> Support | Rank:
-        """What lives at a strength."""
-        assert self.problem is not None
+        """What lives at a strength; before the first step everything."""
+        if self.problem is None:
+            return self._everything()
         penalty = self.base.with_strength(strength)
         if self._critical is not None:
             size = _grouped(self.base, self.unit.params)[1]

@@ -106,7 +106,8 @@ class DualAveraging(ProximalOptimizer):
             joint_state([self.state[param] for param in unit.params]), unit.group
         )
 
-    def _has_moved(self, param: Tensor) -> bool:
+    def has_moved(self, param: Tensor) -> bool:
+        """Whether a parameter has taken a step, so that there is a subproblem to read."""
         return bool(self.state.get(param)) and bool(self.state[param]["step"] > 0)
 
     @torch.no_grad()
@@ -117,7 +118,7 @@ class DualAveraging(ProximalOptimizer):
         the two agree to the solver's precision.
         """
         params, group = unit.params, unit.group
-        if self._structured_depth or not self._has_moved(params[0]):
+        if self._structured_depth or not self.has_moved(params[0]):
             return [param.detach().clone() for param in params]
         points: list[Tensor] = []
         for some, acting in acting_groups(params, group, self.state):
@@ -132,7 +133,7 @@ class DualAveraging(ProximalOptimizer):
     @torch.no_grad()
     def gradient_estimate(self, param: Tensor) -> Tensor | None:
         """V_t / alpha_t, whose variance vanishes. Source: arXiv:2112.02612, Lemma 1."""
-        if not self._has_moved(param):
+        if not self.has_moved(param):
             return None
         state = self.state[param]
         return state["grad_sum"] / state["penalty_sum"].item()
