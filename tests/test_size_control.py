@@ -1,0 +1,460 @@
+"""The size that is steered to is the size that the shrunk network has."""
+
+import io
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import dualprox as dp
+from fitting_cases import batches, groups_of, network, train
+
+MAKE: Any = {"rmda": lambda g: dp.RMDA(g, lr=0.1), "ramda": lambda g: dp.RAMDA(g, lr=5e-3)}
+
+
+def steered(
+    name: str = "mlp",
+    target: dp.TargetSize | None = None,
+    method: str = "ramda",
+    steps: int = 30,
+    penalty: Any = None,
+    **more: Any,
+) -> tuple[nn.Module, Any, dp.SizeControl, Any]:
+    """A network after some steps under control, all of them before `hold_from`."""
+    model, data = network(name), batches(name)
+    opt = MAKE[method](groups_of(model, data, penalty))
+    settings = {"ramp_steps": 15, "hold_from": 30, "every": 5, **more}
+    control = dp.SizeControl(
+        opt, model, target or dp.TargetSize(params=0.4), data[0][0], **settings
+    )
+    train(model, opt, control, data, steps)
+    return model, opt, control, data
+
+
+def shrunk(model: nn.Module, opt: Any, data: Any) -> nn.Module:
+    with opt.structured():
+        return dp.shrink(model, data[0][0], latency=False)
+
+
+def share(model: nn.Module, small: nn.Module, data: Any, measure: str) -> float:
+    before = dp.measure(model, data[0][0], latency=False)
+    after = dp.measure(small, data[0][0], latency=False)
+    if measure == "macs":
+        assert after.macs is not None and before.macs is not None
+        return after.macs / before.macs
+    return after.parameters / before.parameters
+
+
+def live_groups(opt: Any) -> int:
+    return sum(layer.size for layer in dp.structure(opt).layers)
+
+
+@pytest.mark.parametrize("method", MAKE)
+@pytest.mark.parametrize(
+    ("name", "measure"),
+    [("mlp", "params"), ("mlp", "macs"), ("cnn", "params"), ("cnn", "macs"),
+     ("transformer", "params")],
+)  # fmt: skip
+def test_shrinking_leaves_the_size_that_it_says(name: str, measure: str, method: str) -> None:
+    target = dp.TargetSize(**{measure: 0.6 if name == "transformer" else 0.4})
+    model, opt, control, data = steered(name, target, method)
+    size = control.size()
+    assert size == control.history[-1].size <= control.history[-1].goal == target.value
+    found = share(model, shrunk(model, opt, data), data, measure)
+    assert found == pytest.approx(size, rel=1e-12)
+    # With a little less strength the next group lives, and the goal is passed.
+    live = live_groups(opt)
+    for group in opt.param_groups:
+        if group["penalty"] is not None:
+            group["penalty"] = group["penalty"].with_strength(
+                group["penalty"].own_strength() * (1 - 1e-4)
+            )
+    assert live < live_groups(opt) <= live + 2
+    assert share(model, shrunk(model, opt, data), data, measure) > target.value
+
+
+def test_the_goal_falls_along_the_cubic_ramp() -> None:
+    target = dp.TargetSize(params=0.3)
+    _, _, control, _ = steered(target=target, ramp_steps=20, every=6)
+    assert [record.step for record in control.history] == [6, 12, 18, 24, 30]
+    for record in control.history:
+        left = max(0.0, 1 - record.step / 20) ** 3
+        assert record.goal == pytest.approx(0.3 + 0.7 * left)
+        assert record.size <= record.goal and record.strength > 0
+
+
+def test_from_hold_from_on_the_strengths_stay() -> None:
+    model, opt, control, data = steered(steps=30)
+    before = [group["penalty"] for group in opt.param_groups]
+    opt.restart()
+    train(model, opt, control, data, 15)
+    after = [group["penalty"] for group in opt.param_groups]
+    assert all(a is b for a, b in zip(before, after, strict=True))
+    assert control.steps == 45 and control.history[-1].step == 30
+
+
+def test_the_size_is_that_of_the_present_point_during_hold() -> None:
+    model, opt, control, data = steered(steps=30)
+    opt.restart()
+    assert control.size() == control.history[-1].size  # until the next step
+    for _ in range(3):
+        train(model, opt, control, data, 4)
+        found = share(model, shrunk(model, opt, data), data, "params")
+        assert control.size() == pytest.approx(found, rel=1e-12)
+
+
+def test_landing_reaches_the_target_at_the_present_sums() -> None:
+    model, opt, control, data = steered(steps=30)
+    opt.restart()
+    train(model, opt, control, data, 9)
+    weights = list(control.weights)
+    landed = control.land()
+    assert landed == control.size() <= 0.4
+    assert share(model, shrunk(model, opt, data), data, "params") == pytest.approx(landed)
+    assert control.weights == weights
+
+
+def test_before_the_first_step_all_is_there() -> None:
+    _, _, control, _ = steered(steps=0)
+    assert control.size() == 1.0
+
+
+def test_the_strength_says_exactly_what_lives() -> None:
+    """Float32 sums, many looks: what is foreseen is what the optimizer solves to, every time."""
+    model, opt, control, data = steered(steps=0, hold_from=1000, every=1, ramp_steps=100)
+    for _ in range(100):
+        train(model, opt, control, data, 1)
+        live = [layer.size for layer in dp.structure(opt).layers]
+        foreseen = [int(level.live(own).count()) for level, own in zip(
+            control.levels, control._strengths(control.strength), strict=True
+        )]  # fmt: skip
+        assert foreseen == live
+
+
+def test_weighted_group_sparsity_is_that_of_structure() -> None:
+    target = dp.TargetSize(weighted_group_sparsity=0.7)
+    for name in ("mlp", "transformer"):
+        _, opt, control, _ = steered(name, target)
+        found = dp.structure(opt).weighted_group_sparsity
+        assert found is not None and found >= 0.7
+        assert 1 - control.size() == pytest.approx(found, abs=1e-12)
+
+
+def test_bounds_hold_while_the_size_is_met() -> None:
+    for name, pattern in (("mlp", "2.weight"), ("transformer", "narrow.weight")):
+        free = steered(name, dp.TargetSize(params=0.5))
+        bound = dp.TargetSize(params=0.5, at_least={pattern: 0.8})
+        model, opt, control, data = steered(name, bound)
+        shares = []
+        for one, own in ((free[2], free[1]), (control, opt)):
+            place = next(i for i, names in enumerate(one.names) if pattern in names)
+            layer = dp.structure(own).layers[place]
+            shares.append(layer.size / layer.total)
+        assert shares[0] < 0.8 <= shares[1]
+        found = share(model, shrunk(model, opt, data), data, "params")
+        assert found == pytest.approx(control.size()) and found <= 0.5
+    bound = dp.TargetSize(params=0.7, at_most={"4.weight": 0.25})
+    model, opt, control, _ = steered("mlp", bound)
+    for group in opt.param_groups:
+        if group["penalty"] is not None:
+            (param,) = group["params"]
+            live = (opt.structured_point(param) != 0).any(0)
+            is_last = param is model.get_parameter("4.weight")
+            assert live.float().mean() <= 0.25 if is_last else live.float().mean() > 0.25
+
+
+def test_a_coupled_group_keeps_its_bounds() -> None:
+    """A residual stream, whose groups span several weights."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner, self.last = nn.Linear(8, 24), nn.Linear(24, 24), nn.Linear(24, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x).relu()
+            return self.last((x + self.inner(x)).relu())
+
+    torch.manual_seed(0)
+    model, data = Residual(), batches("mlp")
+    opt = dp.RAMDA(groups_of(model, data), lr=5e-3)
+    assert any(isinstance(group["penalty"], dp.Coupled) for group in opt.param_groups)
+    target = dp.TargetSize(params=0.2, at_least={"inner.weight": 0.75})
+    control = dp.SizeControl(
+        opt, model, target, data[0][0], ramp_steps=10, hold_from=20, every=5
+    )
+    train(model, opt, control, data, 20)
+    (layer,) = dp.structure(opt).layers
+    assert layer.size == 18 and control.size() > 0.2
+
+
+def test_the_least_size_there_is_ends_the_search() -> None:
+    """A goal that bounds forbid: the strength is the least with the least size, and finite."""
+    bound = dp.TargetSize(params=0.1, at_least={"2.weight": 0.9, "4.weight": 0.9})
+    _, opt, control, _ = steered("mlp", bound)
+    strengths = [
+        group["penalty"].own_strength() for group in opt.param_groups if group["penalty"]
+    ]
+    assert max(strengths) < 1e3 and control.strength < 1e3
+    assert 0.8 < control.size() < 0.95
+
+
+def test_a_target_below_what_has_to_stay_is_refused() -> None:
+    model, data = network("mlp"), batches("mlp")
+    opt = dp.RAMDA(groups_of(model, data), lr=5e-3)
+    with pytest.raises(ValueError, match=r"params=0\.001 cannot be reached: .* with all groups"):
+        dp.SizeControl(
+            opt, model, dp.TargetSize(params=0.001), data[0][0], ramp_steps=1, hold_from=1
+        )
+
+
+def test_latency_is_aimed_at_by_what_has_been_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose time is 1 ms and 9 ms for the dense network's parameters, in proportion."""
+    asked = []
+
+    def cost(self: Any, model: nn.Module) -> float:
+        asked.append(sum(param.numel() for param in model.parameters()))
+        return 1.0 + 9.0 * asked[-1] / asked[0]
+
+    monkeypatch.setattr(dp.SizeControl, "_measured", cost)
+    model, opt, control, data = steered(
+        "mlp", dp.TargetSize(latency_ms=4.6), steps=60, ramp_steps=20, hold_from=60, every=4
+    )
+    assert len(asked) > 5
+    found = control._measured(shrunk(model, opt, data))
+    assert found == pytest.approx(4.6, rel=0.05)
+
+
+def test_latency_is_measured_at_the_batch_size_asked_for() -> None:
+    model, data = network("mlp"), batches("mlp")
+    opt = dp.RAMDA(groups_of(model, data), lr=5e-3)
+    target = dp.TargetSize(latency_ms=1e-9, batch_size=4)
+    control = dp.SizeControl(opt, model, target, data[0][0], ramp_steps=1, hold_from=1)
+    assert 0 < control.goal < 1e-3
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_checkpoint_continues_with_the_same_strengths(restarted: bool) -> None:
+    straight = steered(steps=17, hold_from=60, ramp_steps=40)
+    file = io.BytesIO()
+    model, opt, control, data = straight
+    if restarted:
+        opt.restart()
+    torch.save(
+        {"model": model.state_dict(), "opt": opt.state_dict(), "control": control.state_dict()},
+        file,
+    )
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    again = steered(steps=0, hold_from=60, ramp_steps=40)
+    again[0].load_state_dict(saved["model"])
+    again[1].load_state_dict(saved["opt"])
+    again[2].load_state_dict(saved["control"])
+    assert again[2].size() == control.size()
+    for _ in range(3):
+        for run in (straight, again):
+            train(run[0], run[1], run[2], data, 5)
+        for one, other in zip(opt.param_groups, again[1].param_groups, strict=True):
+            assert one["penalty"] == other["penalty"]
+        assert control.history == again[2].history
+    assert len(control.history) == 6
+    with pytest.raises(ValueError, match="penalized weights"):
+        steered("cnn", steps=0)[2].load_state_dict({**saved["control"], "weights": [1.0]})
+
+
+def test_a_restart_in_between_does_not_matter() -> None:
+    model, opt, control, data = steered(steps=12, hold_from=60, ramp_steps=30)
+    opt.restart()
+    train(model, opt, control, data, 48)
+    assert share(model, shrunk(model, opt, data), data, "params") == pytest.approx(control.size())
+    assert control.size() <= 0.4
+
+
+def one_by_one(model: nn.Module, penalty: dp.Penalty) -> Any:
+    """Every penalized weight in a param group of its own."""
+    return [
+        {**group, "params": [pair]}
+        for group in dp.param_groups(model, penalty)
+        for pair in group["params"]
+    ]
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_the_size_of_low_rank_is_that_after_factorizing(grouped: bool) -> None:
+    for name in ("mlp", "cnn"):
+        model, data = network(name), batches(name)
+        groups = dp.param_groups(model, dp.NuclearNorm(1.0))
+        opt = dp.RMDA(groups if grouped else one_by_one(model, dp.NuclearNorm(1.0)), lr=0.1)
+        target = dp.TargetSize(params=0.5)
+        control = dp.SizeControl(
+            opt, model, target, data[0][0], ramp_steps=10, hold_from=30, every=5
+        )
+        train(model, opt, control, data, 30)
+        with opt.structured():
+            thin = dp.factorize(model)
+        found = share(model, thin, data, "params")
+        assert found <= control.size() <= 0.5
+        if name == "mlp":
+            assert found == pytest.approx(control.size(), rel=1e-12)
+
+
+def test_only_layers_that_can_be_factorized_count_as_thinner() -> None:
+    model, data = network("transformer"), batches("transformer")
+    opt = dp.RMDA(one_by_one(model, dp.NuclearNorm(1.0)), lr=0.1)
+    target = dp.TargetSize(params=0.6)
+    control = dp.SizeControl(opt, model, target, data[0][0], ramp_steps=5, hold_from=10, every=5)
+    train(model, opt, control, data, 10)
+    with opt.structured():
+        found = share(model, dp.factorize(model), data, "params")
+    assert found == pytest.approx(control.size(), rel=1e-12)
+
+
+def test_weights_that_share_a_param_group_share_a_strength() -> None:
+    model, data = network("mlp"), batches("mlp")
+    opt = dp.RAMDA(dp.param_groups(model, dp.GroupLasso(1.0), exclude=["0"]), lr=5e-3)
+    control = dp.SizeControl(
+        opt, model, dp.TargetSize(params=0.4), data[0][0], ramp_steps=10, hold_from=30, every=5
+    )
+    train(model, opt, control, data, 30)
+    assert len({id(level.unit.group) for level in control.levels}) == 1 < len(control.levels)
+    assert share(model, shrunk(model, opt, data), data, "params") == pytest.approx(control.size())
+    bound = dp.TargetSize(params=0.4, at_least={"2.weight": 0.5})
+    with pytest.raises(ValueError, match="share a param group"):
+        dp.SizeControl(opt, model, bound, data[0][0], ramp_steps=10, hold_from=30)
+
+
+def test_strengths_keep_their_ratios_without_balance() -> None:
+    model, data = network("mlp"), batches("mlp")
+    penalties = {"2.*": dp.GroupLasso(3.0), "4.*": dp.GroupLasso(1.0)}
+    opt = dp.RAMDA(groups_of(model, data, penalties), lr=5e-3)
+    control = dp.SizeControl(
+        opt, model, dp.TargetSize(params=0.4), data[0][0], ramp_steps=10, hold_from=20, every=5,
+        balance=False,
+    )  # fmt: skip
+    train(model, opt, control, data, 20)
+    named = {control.names[i][0]: level.unit.group["penalty"].own_strength()
+             for i, level in enumerate(control.levels)}  # fmt: skip
+    assert named["2.weight"] == pytest.approx(3 * named["4.weight"])
+
+
+def test_frozen_weights_are_let_be() -> None:
+    model, data = network("mlp"), batches("mlp")
+    model.get_parameter("2.weight").requires_grad_(False)
+    opt = dp.RAMDA(groups_of(model, data), lr=5e-3)
+    control = dp.SizeControl(
+        opt, model, dp.TargetSize(params=0.8), data[0][0], ramp_steps=5, hold_from=10, every=5
+    )
+    train(model, opt, control, data, 10)
+    assert share(model, shrunk(model, opt, data), data, "params") == pytest.approx(control.size())
+    assert control.names == [["4.weight"]]
+
+
+def test_the_network_and_random_numbers_are_left_alone() -> None:
+    model, data = network("cnn"), batches("cnn")
+    opt = dp.RAMDA(groups_of(model, data), lr=5e-3)
+    control = dp.SizeControl(
+        opt, model, dp.TargetSize(macs=0.4), data[0][0], ramp_steps=5, hold_from=50, every=100
+    )
+    train(model, opt, control, data, 5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    control.land()
+    control.size()
+    assert torch.equal(torch.get_rng_state(), random) and model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_penalties_without_a_size_are_refused() -> None:
+    model, data = network("mlp"), batches("mlp")
+    example, more = data[0][0], {"ramp_steps": 5, "hold_from": 10, "every": 5}
+    entries = dp.RMDA(dp.param_groups(model, dp.L1(1e-3)), lr=0.1)
+    with pytest.raises(TypeError, match=r"params needs .*groups.*got L1.*0\.weight"):
+        dp.SizeControl(entries, model, dp.TargetSize(params=0.5), example, **more)
+    control = dp.SizeControl(
+        entries, model, dp.TargetSize(weighted_group_sparsity=0.8), example, **more
+    )
+    train(model, entries, control, data, 10)
+    found = dp.structure(entries).unstructured_sparsity
+    assert found is not None and 0.8 <= found < 0.82
+    ranks = dp.RMDA(dp.param_groups(model, dp.NuclearNorm(1.0)), lr=0.1)
+    with pytest.raises(TypeError, match=r"weighted_group_sparsity needs .*got NuclearNorm"):
+        dp.SizeControl(ranks, model, dp.TargetSize(weighted_group_sparsity=0.5), example, **more)
+
+
+def test_refusals_say_what_is_wrong() -> None:
+    model, data = network("mlp"), batches("mlp")
+    example, target = data[0][0], dp.TargetSize(params=0.5)
+    groups, fine = groups_of(model, data), {"ramp_steps": 5, "hold_from": 10}
+    opt = dp.RMDA(groups, lr=0.1)
+    with pytest.raises(TypeError, match="RMDA or RAMDA.*got ProxSGD"):
+        dp.SizeControl(dp.ProxSGD(groups, lr=0.1), model, target, example, **fine)  # pyright: ignore
+    for name in ("ramp_steps", "hold_from", "every"):
+        for value in (0, -1, 1.5, True):
+            with pytest.raises(ValueError, match=f"{name} must be an int >= 1, got"):
+                dp.SizeControl(opt, model, target, example, **{**fine, name: value})
+    with pytest.raises(ValueError, match="matches no parameter with groups; there are 2.weight"):
+        wrong = dp.TargetSize(params=0.5, at_least={"7.*": 0.5})
+        dp.SizeControl(opt, model, wrong, example, **fine)
+    with pytest.raises(ValueError, match=r"at_least 0\.6 must be <= at_most 0\.5"):
+        wrong = dp.TargetSize(params=0.5, at_least={"2.*": 0.6}, at_most={"*": 0.5})
+        dp.SizeControl(opt, model, wrong, example, **fine)
+    zero = dp.RMDA(groups_of(model, data, dp.GroupLasso(0.0)), lr=0.1)
+    with pytest.raises(ValueError, match="strengths must be > 0"):
+        dp.SizeControl(zero, model, target, example, **fine)
+    held = dp.RMDA(dp.param_groups(model, dp.RankAtMost(2)), lr=0.1)
+    with pytest.raises(ValueError, match="penalty with a strength"):
+        dp.SizeControl(held, model, target, example, **fine)
+    with pytest.raises(ValueError, match="opt has a parameter that is none of the model's"):
+        dp.SizeControl(opt, network("mlp"), target, example, **fine)
+
+
+def test_the_target_of_a_count_is_its_share() -> None:
+    for count, expected in ((400, 400 / 1771), (10_000, 1.0)):
+        model, data = network("mlp"), batches("mlp")
+        assert sum(param.numel() for param in model.parameters()) == 1771
+        opt = dp.RMDA(groups_of(model, data), lr=0.1)
+        target = dp.TargetSize(params=count)
+        control = dp.SizeControl(opt, model, target, data[0][0], ramp_steps=5, hold_from=10)
+        assert control.goal == pytest.approx(expected)
+
+
+def test_balance_makes_sizes_per_length_equal() -> None:
+    """Weights after one look are the cost per group over length, by hand for a chain of layers."""
+    model, opt, control, _ = steered("mlp", steps=5, hold_from=60, ramp_steps=1000, every=5)
+    # Nothing but the first channels are dead yet: 40 -> 32 -> 3 with biases.
+    (first, second) = control.levels
+    rms = [float(level.unit.params[0].detach().square().mean().sqrt()) for level in (first, second)]
+    assert control._rms is not None
+    live = [int(level.live(0.0).count()) for level in control.levels]
+    assert live == [40, 32]
+    by_hand = []
+    for cost, entries, scale in ((8 + 1 + 32, 32, control._rms[0]), (40 + 1 + 3, 3, control._rms[1])):
+        by_hand.append(cost / (entries**0.5 * entries**0.5 * scale))
+    ratio = control.weights[0] / control.weights[1]
+    assert ratio == pytest.approx(by_hand[0] / by_hand[1], rel=0.25)
+    assert all(weight > 0 for weight in rms)
+
+
+def test_a_layer_with_one_group_left_keeps_its_weight() -> None:
+    """Weights are in one scale, whether renewed or kept."""
+    model, opt, control, data = steered("mlp", steps=10, hold_from=400, ramp_steps=1000, every=5)
+    for level in control.levels:
+        level.refresh()
+    kept = list(control.weights)
+    control.strength = 10 * control.levels[1].unit.group["penalty"].own_strength()
+    ratios = []
+    for factor in (1.0, 1.001):
+        control.strength *= factor
+        with torch.no_grad():
+            control._weigh()
+        ratios.append(control.weights[0] / control.weights[1])
+    assert kept and all(0.1 < ratio / (kept[0] / kept[1]) < 10 for ratio in ratios)
+
+
+def test_every_step_is_counted_and_looked_at_when_due() -> None:
+    _, _, control, _ = steered(steps=30, every=7)
+    looks = [record.step for record in control.history]
+    assert looks == [7, 14, 21, 28, 30] and control.steps == 30
+    assert all(a < b for a, b in itertools.pairwise(looks))
