@@ -51,11 +51,10 @@ def live_groups(opt: Any) -> int:
     return sum(layer.size for layer in dp.structure(opt).layers)
 
 
-@pytest.mark.parametrize("method", MAKE)
 @pytest.mark.parametrize(
-    ("name", "measure"),
-    [("mlp", "params"), ("mlp", "macs"), ("cnn", "params"), ("cnn", "macs"),
-     ("transformer", "params")],
+    ("name", "measure", "method"),
+    [("mlp", "params", "rmda"), ("mlp", "macs", "ramda"), ("cnn", "macs", "rmda"),
+     ("cnn", "params", "ramda"), ("transformer", "params", "ramda")],
 )  # fmt: skip
 def test_shrinking_leaves_the_size_that_it_says(name: str, measure: str, method: str) -> None:
     target = dp.TargetSize(**{measure: 0.6 if name == "transformer" else 0.4})
@@ -99,10 +98,9 @@ def test_the_size_is_that_of_the_present_point_during_hold() -> None:
     model, opt, control, data = steered(steps=30)
     opt.restart()
     assert control.size() == control.history[-1].size  # until the next step
-    for _ in range(3):
-        train(model, opt, control, data, 4)
-        found = share(model, shrunk(model, opt, data), data, "params")
-        assert control.size() == pytest.approx(found, rel=1e-12)
+    train(model, opt, control, data, 12)
+    found = share(model, shrunk(model, opt, data), data, "params")
+    assert control.size() == pytest.approx(found, rel=1e-12)
 
 
 def test_landing_reaches_the_target_at_the_present_sums() -> None:
@@ -145,14 +143,14 @@ def test_weighted_group_sparsity_is_that_of_structure() -> None:
 def test_bounds_hold_while_the_size_is_met() -> None:
     for name, pattern in (("mlp", "2.weight"), ("transformer", "narrow.weight")):
         free = steered(name, dp.TargetSize(params=0.5))
-        bound = dp.TargetSize(params=0.5, at_least={pattern: 0.8})
+        bound = dp.TargetSize(params=0.5, at_least={pattern: 0.95})
         model, opt, control, data = steered(name, bound)
         shares = []
         for one, own in ((free[2], free[1]), (control, opt)):
             place = next(i for i, names in enumerate(one.names) if pattern in names)
             layer = dp.structure(own).layers[place]
             shares.append(layer.size / layer.total)
-        assert shares[0] < 0.8 <= shares[1]
+        assert shares[0] < 0.95 <= shares[1]
         found = share(model, shrunk(model, opt, data), data, "params")
         assert found == pytest.approx(control.size()) and found <= 0.5
     bound = dp.TargetSize(params=0.7, at_most={"4.weight": 0.25})
@@ -171,7 +169,11 @@ def test_a_coupled_group_keeps_its_bounds() -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.inner, self.last = nn.Linear(8, 24), nn.Linear(24, 24), nn.Linear(24, 3)
+            self.first, self.inner, self.last = (
+                nn.Linear(8, 24),
+                nn.Linear(24, 24),
+                nn.Linear(24, 3),
+            )
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = self.first(x).relu()
@@ -182,9 +184,7 @@ def test_a_coupled_group_keeps_its_bounds() -> None:
     opt = dp.RAMDA(groups_of(model, data), lr=5e-3)
     assert any(isinstance(group["penalty"], dp.Coupled) for group in opt.param_groups)
     target = dp.TargetSize(params=0.2, at_least={"inner.weight": 0.75})
-    control = dp.SizeControl(
-        opt, model, target, data[0][0], ramp_steps=10, hold_from=20, every=5
-    )
+    control = dp.SizeControl(opt, model, target, data[0][0], ramp_steps=10, hold_from=20, every=5)
     train(model, opt, control, data, 20)
     (layer,) = dp.structure(opt).layers
     assert layer.size == 18 and control.size() > 0.2
@@ -194,9 +194,7 @@ def test_the_least_size_there_is_ends_the_search() -> None:
     """A goal that bounds forbid: the strength is the least with the least size, and finite."""
     bound = dp.TargetSize(params=0.1, at_least={"2.weight": 0.9, "4.weight": 0.9})
     _, opt, control, _ = steered("mlp", bound)
-    strengths = [
-        group["penalty"].own_strength() for group in opt.param_groups if group["penalty"]
-    ]
+    strengths = [group["penalty"].own_strength() for group in opt.param_groups if group["penalty"]]
     assert max(strengths) < 1e3 and control.strength < 1e3
     assert 0.8 < control.size() < 0.95
 
@@ -204,7 +202,9 @@ def test_the_least_size_there_is_ends_the_search() -> None:
 def test_a_target_below_what_has_to_stay_is_refused() -> None:
     model, data = network("mlp"), batches("mlp")
     opt = dp.RAMDA(groups_of(model, data), lr=5e-3)
-    with pytest.raises(ValueError, match=r"params=0\.001 cannot be reached: .* with all groups"):
+    with pytest.raises(
+        ValueError, match=r"params=0\.001 cannot be reached: .*% .* with all groups"
+    ):
         dp.SizeControl(
             opt, model, dp.TargetSize(params=0.001), data[0][0], ramp_steps=1, hold_from=1
         )
@@ -220,9 +220,9 @@ def test_latency_is_aimed_at_by_what_has_been_measured(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(dp.SizeControl, "_measured", cost)
     model, opt, control, data = steered(
-        "mlp", dp.TargetSize(latency_ms=4.6), steps=60, ramp_steps=20, hold_from=60, every=4
+        "mlp", dp.TargetSize(latency_ms=4.6), steps=60, ramp_steps=20, hold_from=60, every=12
     )
-    assert len(asked) > 5
+    assert len(asked) > 4
     found = control._measured(shrunk(model, opt, data))
     assert found == pytest.approx(4.6, rel=0.05)
 
@@ -235,13 +235,11 @@ def test_latency_is_measured_at_the_batch_size_asked_for() -> None:
     assert 0 < control.goal < 1e-3
 
 
-@pytest.mark.parametrize("restarted", [False, True])
-def test_a_checkpoint_continues_with_the_same_strengths(restarted: bool) -> None:
+def test_a_checkpoint_continues_with_the_same_strengths() -> None:
     straight = steered(steps=17, hold_from=60, ramp_steps=40)
     file = io.BytesIO()
     model, opt, control, data = straight
-    if restarted:
-        opt.restart()
+    opt.restart()
     torch.save(
         {"model": model.state_dict(), "opt": opt.state_dict(), "control": control.state_dict()},
         file,
@@ -250,8 +248,8 @@ def test_a_checkpoint_continues_with_the_same_strengths(restarted: bool) -> None
     saved = torch.load(file, weights_only=True)
     again = steered(steps=0, hold_from=60, ramp_steps=40)
     again[0].load_state_dict(saved["model"])
-    again[1].load_state_dict(saved["opt"])
     again[2].load_state_dict(saved["control"])
+    again[1].load_state_dict(saved["opt"])
     assert again[2].size() == control.size()
     for _ in range(3):
         for run in (straight, again):
@@ -321,7 +319,7 @@ def test_weights_that_share_a_param_group_share_a_strength() -> None:
     assert len({id(level.unit.group) for level in control.levels}) == 1 < len(control.levels)
     assert share(model, shrunk(model, opt, data), data, "params") == pytest.approx(control.size())
     bound = dp.TargetSize(params=0.4, at_least={"2.weight": 0.5})
-    with pytest.raises(ValueError, match="share a param group"):
+    with pytest.raises(ValueError, match="in a param group of its own"):
         dp.SizeControl(opt, model, bound, data[0][0], ramp_steps=10, hold_from=30)
 
 
@@ -388,13 +386,13 @@ def test_refusals_say_what_is_wrong() -> None:
     example, target = data[0][0], dp.TargetSize(params=0.5)
     groups, fine = groups_of(model, data), {"ramp_steps": 5, "hold_from": 10}
     opt = dp.RMDA(groups, lr=0.1)
-    with pytest.raises(TypeError, match="RMDA or RAMDA.*got ProxSGD"):
+    with pytest.raises(TypeError, match=r"RMDA or RAMDA.*got ProxSGD"):
         dp.SizeControl(dp.ProxSGD(groups, lr=0.1), model, target, example, **fine)  # pyright: ignore
     for name in ("ramp_steps", "hold_from", "every"):
         for value in (0, -1, 1.5, True):
             with pytest.raises(ValueError, match=f"{name} must be an int >= 1, got"):
                 dp.SizeControl(opt, model, target, example, **{**fine, name: value})
-    with pytest.raises(ValueError, match="matches no parameter with groups; there are 2.weight"):
+    with pytest.raises(ValueError, match=r"matches no parameter with groups; there are 2\.weight"):
         wrong = dp.TargetSize(params=0.5, at_least={"7.*": 0.5})
         dp.SizeControl(opt, model, wrong, example, **fine)
     with pytest.raises(ValueError, match=r"at_least 0\.6 must be <= at_most 0\.5"):
@@ -404,7 +402,7 @@ def test_refusals_say_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="strengths must be > 0"):
         dp.SizeControl(zero, model, target, example, **fine)
     held = dp.RMDA(dp.param_groups(model, dp.RankAtMost(2)), lr=0.1)
-    with pytest.raises(ValueError, match="penalty with a strength"):
+    with pytest.raises(ValueError, match="whose penalty has a strength"):
         dp.SizeControl(held, model, target, example, **fine)
     with pytest.raises(ValueError, match="opt has a parameter that is none of the model's"):
         dp.SizeControl(opt, network("mlp"), target, example, **fine)
@@ -422,35 +420,35 @@ def test_the_target_of_a_count_is_its_share() -> None:
 
 def test_balance_makes_sizes_per_length_equal() -> None:
     """Weights after one look are the cost per group over length, by hand for a chain of layers."""
-    model, opt, control, _ = steered("mlp", steps=5, hold_from=60, ramp_steps=1000, every=5)
+    _, _, control, _ = steered("mlp", steps=5, hold_from=60, ramp_steps=1000, every=5)
     # Nothing but the first channels are dead yet: 40 -> 32 -> 3 with biases.
-    (first, second) = control.levels
-    rms = [float(level.unit.params[0].detach().square().mean().sqrt()) for level in (first, second)]
+    assert len(control.levels) == 2
     assert control._rms is not None
     live = [int(level.live(0.0).count()) for level in control.levels]
     assert live == [40, 32]
-    by_hand = []
-    for cost, entries, scale in ((8 + 1 + 32, 32, control._rms[0]), (40 + 1 + 3, 3, control._rms[1])):
-        by_hand.append(cost / (entries**0.5 * entries**0.5 * scale))
-    ratio = control.weights[0] / control.weights[1]
-    assert ratio == pytest.approx(by_hand[0] / by_hand[1], rel=0.25)
-    assert all(weight > 0 for weight in rms)
+    by_hand = [
+        cost / (size * rms)
+        for cost, size, rms in zip((8 + 1 + 32, 40 + 1 + 3), (32, 3), control._rms, strict=True)
+    ]
+    assert control.weights[0] / control.weights[1] == pytest.approx(by_hand[0] / by_hand[1])
 
 
 def test_a_layer_with_one_group_left_keeps_its_weight() -> None:
     """Weights are in one scale, whether renewed or kept."""
-    model, opt, control, data = steered("mlp", steps=10, hold_from=400, ramp_steps=1000, every=5)
-    for level in control.levels:
-        level.refresh()
-    kept = list(control.weights)
-    control.strength = 10 * control.levels[1].unit.group["penalty"].own_strength()
-    ratios = []
-    for factor in (1.0, 1.001):
-        control.strength *= factor
-        with torch.no_grad():
-            control._weigh()
-        ratios.append(control.weights[0] / control.weights[1])
-    assert kept and all(0.1 < ratio / (kept[0] / kept[1]) < 10 for ratio in ratios)
+    _, _, control, _ = steered("mlp", steps=5, hold_from=400, ramp_steps=1000, every=5)
+    kept = control.weights[1] / control.weights[0]
+    first, second = control.levels
+    assert second._critical is not None and first._critical is not None
+    second._critical = torch.cat([torch.tensor([1e9]), torch.zeros(31)])
+    first._critical = torch.full((40,), 1e9)
+    with torch.no_grad():
+        control._weigh()
+    # With 31 channels of 32 gone, a group of the first layer costs its 8 inputs, bias and one.
+    by_hand = 1.0 / control.weights[0]
+    assert control._rms is not None
+    cost = (8 + 1 + 1) / (32 * 1) ** 0.5 / control._rms[0]
+    before = (40 + 1 + 3) / 3 / control._rms[1]
+    assert by_hand == pytest.approx(before / cost) and kept > 1
 
 
 def test_every_step_is_counted_and_looked_at_when_due() -> None:

@@ -1,8 +1,9 @@
 """Steering the strength until the structured point has the size that is asked for."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -10,15 +11,18 @@ from torch import nn
 
 from ..checks import is_count, require
 from ..optim import DualAveraging
-from ..penalties import GroupPenalty, Support
+from ..penalties import Coupled, GroupPenalty, Rank, Support
+from ..penalties.low_rank import SpectralPenalty
+from ..shrinking.factorize import factorizable
 from ..shrinking.footprint import Footprint
 from ..shrinking.inputs import ExampleInput
 from ..shrinking.measure import measure
 from ..shrinking.slim import shrink
-from .levels import Level, slices_alive
+from .levels import MARGIN, Level, slices_alive
 from .target import TargetSize
 
 _BISECTIONS = 40
+_MOST_STRENGTH = 1e24
 
 
 @dataclass(frozen=True)
@@ -125,13 +129,22 @@ class SizeControl:
             if penalty is None or penalty.own_strength() is None:
                 continue
             for unit in opt.units():
-                if unit.group is group:
+                # What is frozen stays, whatever the strength.
+                if unit.group is group and any(param.requires_grad for param in unit.params):
+                    foreign = next((p for p in unit.params if id(p) not in called), None)
+                    if foreign is not None:
+                        raise ValueError(
+                            f"opt has a parameter that is none of the model's, {unit.name} of "
+                            f"shape {tuple(foreign.shape)}"
+                        )
                     self.levels.append(Level(opt, unit, number))
                     self.names.append([called[id(param)] for param in unit.params])
         if not self.levels:
-            raise ValueError("opt must have a penalty with a strength, got none")
+            raise ValueError("opt must train a weight whose penalty has a strength, got none")
+        self._require_sizes()
         target.require_used([name for names in self.names for name in names])
         self.bounds = [target.bounds_of(names) for names in self.names]
+        self._require_own_groups()
         selected = self._selected() if select_inputs else ()
         self.footprint = Footprint(model, example_input, selected)
         own = [float(level.base.own_strength() or 0) for level in self.levels]
@@ -139,11 +152,61 @@ class SizeControl:
             raise ValueError("strengths must be > 0: their ratios are kept, got 0")
         self.ratios = [strength / max(own) for strength in own]
         self.weights = [1.0] * len(self.levels)
+        has_ranks = any(isinstance(level.everything(), Rank) for level in self.levels)
+        self._thin = factorizable(model, example_input) if has_ranks else set[str]()
         self.strength = max(own)
         self.steps = 0
         self.history: list[SizeRecord] = []
         self._latencies: list[tuple[float, float]] = []
         self.goal = self._target_share()
+        self._require_reachable()
+
+    def _require_sizes(self) -> None:
+        """Raise TypeError for a penalty whose structure says nothing of the target's measure."""
+        measure = self.target.measure
+        for level, names in zip(self.levels, self.names, strict=True):
+            if measure == "weighted_group_sparsity":
+                ok, rule = isinstance(level.everything(), Support), "penalties with groups"
+            else:
+                ok = isinstance(level.base, Coupled | GroupPenalty | SpectralPenalty)
+                rule = "penalties with groups or of low rank"
+            if not ok:
+                raise TypeError(
+                    f"a target of {measure} needs {rule}, got {level.base} for {names[0]}"
+                )
+
+    def _require_own_groups(self) -> None:
+        numbers = Counter(level.number for level in self.levels)
+        for level, names, bounds in zip(self.levels, self.names, self.bounds, strict=True):
+            if numbers[level.number] > 1 and bounds != (0.0, 1.0):
+                raise ValueError(
+                    f"at_least and at_most need {names[0]} in a param group of its own: weights "
+                    "that share a param group share a strength; param_groups(coupled=True) "
+                    "makes one for each"
+                )
+
+    def _require_reachable(self) -> None:
+        """Raise ValueError for a target below what is left with everything dead."""
+        if self.target.measure not in ("params", "macs"):
+            return
+        live: dict[str, Any] = {}
+        ranks: dict[str, int] = {}
+        for level, names in zip(self.levels, self.names, strict=True):
+            whole = level.everything()
+            if isinstance(whole, Support):
+                nothing = replace(whole, live=torch.zeros_like(whole.live))
+            else:
+                nothing = replace(whole, rank=0)
+            slices, low = slices_alive(level, nothing, names)
+            live.update(slices)
+            ranks.update({name: rank for name, rank in low.items() if name in self._thin})
+        least = self._share(live, ranks)
+        if least > self.goal * (1 + self.target.tolerance):
+            raise ValueError(
+                f"{self.target.measure}={self.target.value!r} cannot be reached: {least:.2%} of "
+                "the network are left with all groups dead; print the param groups to see what "
+                "stays free"
+            )
 
     def _selected(self) -> list[str]:
         """Weights of Linear layers with groups that nobody else reads."""
@@ -203,15 +266,16 @@ class SizeControl:
             level.refresh()
         if self.balance and weigh:
             self._weigh()
+        wanted = goal
 
         def size(strength: float) -> float:
             return self._size(self._strengths(strength))
 
         above = max(self.strength, 1e-30)
-        for _ in range(100):
-            if size(above) <= goal:
-                break
+        while size(above) > goal:
             above *= 4
+            if above > _MOST_STRENGTH:  # bounds forbid the goal: as small as it gets
+                goal = size(above)
         below = above
         for _ in range(100):
             below /= 4
@@ -223,12 +287,16 @@ class SizeControl:
             below, above = (below, middle) if size(middle) <= goal else (middle, above)
             if above / below < 1 + 1e-6:
                 break
-        self.strength = above
-        strengths = self._strengths(above)
+        self.strength = above * (1 + MARGIN)
+        strengths = self._strengths(self.strength)
         self._set(strengths)
         reached = self._size(strengths)
-        self.history.append(SizeRecord(self.steps, goal, reached, above))
+        self.history.append(SizeRecord(self.steps, wanted, reached, self.strength))
         return reached
+
+    def _set(self, strengths: Sequence[float]) -> None:
+        for level, own in zip(self.levels, strengths, strict=True):
+            level.unit.group["penalty"] = level.base.with_strength(own)
 
     def _strengths(self, strength: float) -> list[float]:
         found = []
@@ -245,7 +313,7 @@ class SizeControl:
         for level, names, own in zip(self.levels, self.names, strengths, strict=True):
             slices, low = slices_alive(level, level.live(own), names)
             live.update(slices)
-            ranks.update(low)
+            ranks.update({name: rank for name, rank in low.items() if name in self._thin})
         return live, ranks
 
     def _size(self, strengths: list[float]) -> float:
@@ -258,7 +326,9 @@ class SizeControl:
                 dead += int(sizes[~found.live.cpu()].sum())
                 total += int(sizes.sum())
             return 1 - dead / total
-        live, ranks = self._alive(strengths)
+        return self._share(*self._alive(strengths))
+
+    def _share(self, live: Mapping[str, Any], ranks: Mapping[str, int]) -> float:
         found, dense = self.footprint.of(live, ranks), self.footprint.dense
         if self.target.measure == "macs":
             return found.macs / dense.macs
@@ -267,10 +337,13 @@ class SizeControl:
     def _weigh(self) -> None:
         """See the class: `balance`."""
         now = self._strengths(self.strength) if self.history else [0.0] * len(self.levels)
-        units = [level.typical_strength(own) for level, own in zip(self.levels, now, strict=True)]
-        largest = max(units)
-        if largest > 0:
-            self.weights = [max(unit / largest, 1e-9) for unit in units]
+        units: dict[int, list[float]] = {}
+        for level, own in zip(self.levels, now, strict=True):
+            units.setdefault(level.number, []).append(max(level.typical_strength(own), 1e-30))
+        # Weights that share a param group share a strength: the geometric mean of theirs.
+        means = {n: math.exp(sum(map(math.log, own)) / len(own)) for n, own in units.items()}
+        largest = max(means.values())
+        self.weights = [max(means[level.number] / largest, 1e-9) for level in self.levels]
 
     def _aim_at_latency(self) -> None:
         """Turn the latency into the share of parameters that has it, by what has been measured."""
@@ -289,6 +362,7 @@ class SizeControl:
         return {
             "steps": self.steps,
             "strength": self.strength,
+            "strengths": [level.unit.group["penalty"].own_strength() for level in self.levels],
             "weights": list(self.weights),
             "goal": self.goal,
             "latencies": [list(pair) for pair in self._latencies],
@@ -296,7 +370,10 @@ class SizeControl:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where the state was taken; the strengths are set again."""
+        """Continue where the state was taken; the strengths are set again.
+
+        Load it before the optimizer's state, which is refused where penalties are not those saved.
+        """
         if len(state["weights"]) != len(self.levels):
             raise ValueError(
                 f"the state is of {len(state['weights'])} penalized weights, here are "
@@ -306,11 +383,4 @@ class SizeControl:
         self.weights, self.goal = list(state["weights"]), state["goal"]
         self._latencies = [(share, known) for share, known in state["latencies"]]
         self.history = [SizeRecord(**record) for record in state["history"]]
-        if self.history:
-            for level in self.levels:
-                level.refresh()
-            self._set(self._strengths(self.strength))
-
-    def _set(self, strengths: list[float]) -> None:
-        for level, own in zip(self.levels, strengths, strict=True):
-            level.unit.group["penalty"] = level.base.with_strength(own)
+        self._set(state["strengths"])

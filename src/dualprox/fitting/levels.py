@@ -13,8 +13,21 @@ from ..optim import DualAveraging
 from ..optim.bundle import as_tensor, tensors_of
 from ..optim.solve import solve
 from ..optim.unit import Unit
-from ..penalties import Coupled, GroupL0, GroupLasso, GroupPenalty, Penalty, Rank, Support
+from ..penalties import (
+    Coupled,
+    GroupL0,
+    GroupLasso,
+    GroupPenalty,
+    NuclearNorm,
+    Penalty,
+    Rank,
+    Support,
+)
+from ..shrinking.factorize import rounding_level
 from ..subproblem import Subproblem
+
+# Relative: below it, rounding in float32 decides whether a group at its critical strength lives.
+MARGIN = 4e-6
 
 
 class Level:
@@ -27,17 +40,22 @@ class Level:
     """
 
     def __init__(self, opt: DualAveraging, unit: Unit, number: int) -> None:
-        self.opt, self.unit, self.number = opt, unit, number
+        self.opt, self.number, self._unit = opt, number, unit
         self.base: Penalty = unit.group["penalty"]
         self.problem: Subproblem | None = None
         self._critical: Tensor | None = None
 
     @property
+    def unit(self) -> Unit:
+        """The unit, with the optimizer's present param group: loading a state makes new ones."""
+        return replace(self._unit, group=self.opt.param_groups[self.number])
+
+    @property
     def group_count(self) -> int:
         """How many groups there are, or the largest rank."""
-        return self._everything().total()
+        return self.everything().total()
 
-    def _everything(self) -> Support | Rank:
+    def everything(self) -> Support | Rank:
         """The structure in which all lives."""
         point = self.unit.point([torch.zeros_like(param) for param in self.unit.params])
         found = self.base.structure(_vector(self.base, point))
@@ -77,8 +95,10 @@ class Level:
     def live(self, strength: float) -> Support | Rank:
         """What lives at a strength; before the first step everything."""
         if self.problem is None:
-            return self._everything()
+            return self.everything()
         penalty = self.base.with_strength(strength)
+        if self._critical is not None and isinstance(self.base, NuclearNorm):
+            return Rank(int((self._critical > strength).sum()), self._critical.numel())
         if self._critical is not None:
             size = _grouped(self.base, self.unit.params)[1]
             return Support(self._critical > strength, size)
@@ -88,10 +108,10 @@ class Level:
         joint = self.unit.point(tensors_of(point))
         found = penalty.structure(_vector(penalty, joint))
         assert isinstance(found, Support | Rank)
-        return found
+        return replace(found, rank=_rank(point)) if isinstance(found, Rank) else found
 
     def within(self, strength: float, low: float, high: float) -> float:
-        """The strength nearest to this one at which the live share lies in [low, high]."""
+        """The strength nearest to this one, up to `MARGIN`, with a live share in [low, high]."""
         count = self.group_count
         least, most = math.ceil(low * count - 1e-9), math.floor(high * count + 1e-9)
         alive = self.live(strength).count()
@@ -101,16 +121,20 @@ class Level:
 
     def _bisected(self, strength: float, wanted: int, downwards: bool) -> float:
         """The largest strength with `wanted` alive, or the least with no more."""
-        below, above = (0.0, strength) if downwards else (strength, max(strength, 1e-30))
+        below = above = max(strength, 1e-30)
+        while downwards and self.live(below).count() < wanted:
+            below, above = below / 2, below
+            if below < 1e-300:
+                return 0.0
         while not downwards and self.live(above).count() > wanted:
             below, above = above, 2 * above
-        for _ in range(60):
+        for _ in range(40):
             middle = (below + above) / 2
             if self.live(middle).count() >= wanted + (not downwards):
                 below = middle
             else:
                 above = middle
-        return below if downwards else above
+        return below * (1 - MARGIN) if downwards else above * (1 + MARGIN)
 
 
 def _vector(penalty: Penalty, point: Tensor) -> Tensor:
@@ -126,13 +150,19 @@ def _grouped(penalty: Penalty, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
 
 
 def _critical_strengths(problem: Subproblem, penalty: Penalty) -> Tensor | None:
-    """The least strength that kills each group, where that is a formula.
+    """The least strength that kills each group or singular value, where that is a formula.
 
     A group of a minimizer of 1/2 <z, D z> - <a, z> + tau psi(z) is zero under every metric D iff
 
         ||a_g|| <= tau lambda_g                  for group LASSO,
         <a_g, D^-1 a_g> / 2 <= tau lambda_g      for group L0.
+
+    The i-th singular value with the nuclear norm is zero iff sigma_i(a) <= tau lambda, where D is a
+    number.
     """
+    if isinstance(penalty, NuclearNorm) and isinstance(problem.metric, int | float):
+        values = torch.linalg.svdvals(problem.pull().flatten(1).double())
+        return values / float(problem.threshold)
     inner = penalty.penalty if isinstance(penalty, Coupled) else penalty
     if type(inner) not in (GroupLasso, GroupL0):
         return None
@@ -160,6 +190,12 @@ def _critical_strengths(problem: Subproblem, penalty: Penalty) -> Tensor | None:
     weights = weights.clamp_min(torch.finfo(sizes.dtype).tiny)
     found = (sizes / float(problem.threshold) / weights).flatten()
     return found[: penalty.coupling.count()] if isinstance(penalty, Coupled) else found
+
+
+def _rank(point: Tensor) -> int:
+    """The rank that `factorize` finds."""
+    matrix = point.flatten(1).double()
+    return int((torch.linalg.svdvals(matrix) > rounding_level(matrix, point.dtype)).sum())
 
 
 def slices_alive(

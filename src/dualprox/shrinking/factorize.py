@@ -255,6 +255,17 @@ def factorize(
     return attach_report(thin, ShrinkReport(tuple(changes), *costs, largest, plan))
 
 
+def factorizable(model: nn.Module, example_input: ExampleInput) -> set[str]:
+    """The names of the weights that `factorize` splits once their rank is low enough."""
+    layers = layers_with_matrices(model)
+    reasons = reasons_to_stay(model, layers, _KINDS, Inputs.of(example_input))
+    return {
+        f"{name}.weight".removeprefix(".")
+        for name, layer in layers.items()
+        if not reasons[name] and getattr(layer, "groups", 1) == 1
+    }
+
+
 def _factorize_layer(
     name: str, layer: nn.Module, reason: str
 ) -> tuple[LowRank | None, LayerChange]:

@@ -107,7 +107,7 @@ class Footprint:
         Args:
             live: name of a weight -> bool for each of its slices, in the order of its penalty's
                 `Slices`; weights that are not named are live throughout.
-            ranks: name of a weight -> its rank.
+            ranks: name of a weight -> its rank; zero counts as one, as in `factorize`.
         """
         kept = self._kept(live)
         return Size(
@@ -128,7 +128,7 @@ class Footprint:
             left[name] = math.prod(lengths)
             if ranks and name in ranks:
                 rows, columns = lengths[0], math.prod(lengths[1:])
-                left[name] = min(left[name], ranks[name] * (rows + columns))
+                left[name] = min(left[name], max(1, ranks[name]) * (rows + columns))
         return left
 
     def _kept(self, live: Live) -> Mask:
@@ -146,7 +146,8 @@ class Footprint:
                 columns = np.array([max(1, int(live[layer.name].sum()))])
             entries = float((rows * columns).sum())
             if ranks and layer.name in ranks:
-                entries = min(entries, ranks[layer.name] * float(rows.sum() + columns.sum()))
+                rank = max(1, ranks[layer.name])
+                entries = min(entries, rank * float(rows.sum() + columns.sum()))
             total += layer.uses * entries
         return total
 
