@@ -46,10 +46,10 @@ class _Layer:
 class Footprint:
     """The size that a network has left when slices of its weights are dead, in microseconds.
 
-    A channel goes when every slice that reads it is dead and nothing else makes it stay; a weight
-    keeps the entries between kept channels. What `shrink` finds beyond that (channels that become
-    constant) is not foreseen, so that its network is never larger. Multiplications that no weight
-    takes part in, attention's scores, count as in the whole network.
+    A channel goes when every slice that reads it is dead and nothing else makes it stay, but one of
+    each layer stays; a weight keeps the entries between kept channels. What `shrink` finds beyond
+    that (channels that become constant) is not foreseen, so that its network is never larger.
+    Multiplications that no weight takes part in, attention's scores, count as in the whole network.
 
     Args:
         model: the network; untouched, and its weights do not matter.
@@ -136,6 +136,10 @@ class Footprint:
         for name, reads in self._readers.items():
             for units in reads:
                 kept[units[live[name]] if name in live else units] = True
+        for axes in self._axes.values():
+            for ids in axes:
+                if not kept[ids].any():
+                    kept[ids[:1]] = True  # as in `shrink`, so that the layer exists
         return kept
 
     def _macs(self, kept: Mask, live: Live, ranks: Mapping[str, int] | None = None) -> float:
