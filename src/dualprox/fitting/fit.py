@@ -13,12 +13,8 @@ from torch.nn.functional import cross_entropy
 from ..checks import is_count, is_real, require
 from ..grouping import ParamGroups, param_groups
 from ..optim import RAMDA, RMDA, DualAveraging
-<<<<<<< HEAD
 from ..penalties import GroupL0, GroupPenalty, Penalty
-=======
-from ..penalties import GroupLasso, GroupPenalty, Penalty
 from ..penalties.low_rank import SpectralPenalty
->>>>>>> 11135bc (wip: fit tests, footprint keeps a channel)
 from ..shrinking.inputs import ExampleInput
 from ..shrinking.measure import compare, measure
 from ..shrinking.report import ShrinkReport, attach_report, report_of
@@ -332,18 +328,13 @@ class _Fitting:
         self.progress, self.watch = progress, watch
         self.steps_per_epoch = steps_per_epoch
         self.total = epochs * steps_per_epoch
-<<<<<<< HEAD
-        self.begin = round(plan.warmup_epochs * steps_per_epoch)
+        self.begin = min(round(plan.warmup_epochs * steps_per_epoch), max(0, self.total - 2))
         until_hold = plan.warmup_epochs + plan.search_epochs
         self.hold_from = max(self.begin + 1, round(until_hold * steps_per_epoch))
-        self.cut_at = min(self.total, round((until_hold + plan.hold_epochs) * steps_per_epoch))
-=======
-        self.hold_from = max(1, round(plan.search_epochs * steps_per_epoch))
         self.cut_at = self.total
         if plan.refit_epochs > 0:  # one step at least for each stage, however few there are
-            cut_at = round((plan.search_epochs + plan.hold_epochs) * steps_per_epoch)
+            cut_at = round((until_hold + plan.hold_epochs) * steps_per_epoch)
             self.cut_at = max(self.hold_from, min(self.total - 1, cut_at))
->>>>>>> 11135bc (wip: fit tests, footprint keeps a channel)
         kinds: dict[str, Callable[..., DualAveraging]] = {"ramda": RAMDA, "rmda": RMDA}
         self.opt: DualAveraging = kinds[plan.optimizer](groups, lr=plan.lr, momentum=plan.momentum)
         self.control = SizeControl(
@@ -393,15 +384,11 @@ class _Fitting:
             self._set_rate(self.plain)
         optimizer.step()
         self.taken += 1
-<<<<<<< HEAD
         if self.taken == self.begin:
             self.plain = None
         elif self.plain is None:
-=======
-        if self.refit is None:
             if self.taken % self.control.every == 0 or self.taken in (self.hold_from, self.cut_at):
                 self._require_finite(float(value), (self.taken - 1) // self.steps_per_epoch + 1)
->>>>>>> 11135bc (wip: fit tests, footprint keeps a channel)
             self.control.step()
             if self.taken == self.hold_from:
                 self.opt.restart()
@@ -455,19 +442,13 @@ class _Fitting:
                 f"the loss is {loss} in epoch {epoch}: lr {self.plan.lr:g} and refit_lr "
                 f"{self.plan.refit_lr:g} were used; give smaller ones"
             )
-<<<<<<< HEAD
+
+    def _end_epoch(self, epoch: int, loss: float) -> None:
+        self._require_finite(loss, epoch)
         stage: Stage = "refit"
         if not self.is_cut:
             stage = "warmup" if self.taken <= self.begin else "search"
             stage = "hold" if self.taken > self.hold_from else stage
-=======
-
-    def _end_epoch(self, epoch: int, loss: float) -> None:
-        self._require_finite(loss, epoch)
-        stage: Literal["search", "hold", "refit"] = "refit"
-        if self.refit is None:
-            stage = "search" if self.taken < self.hold_from else "hold"
->>>>>>> 11135bc (wip: fit tests, footprint keeps a channel)
         size = self._size()
         row = Progress(epoch, self.epochs, stage, loss, size, self.control.strength, self.model)
         plain = {name: value for name, value in vars(row).items() if name != "model"}
