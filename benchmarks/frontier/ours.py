@@ -1,7 +1,7 @@
 """dualprox: train into a structure, reach the size asked for, shrink, refit."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import dualprox as dp
 
@@ -10,32 +10,61 @@ from .tasks import Task
 from .training import Clock
 
 
-def train_ours(task: Task, seed: int, target: float, setting: Setting, optimizer: str) -> Outcome:
+def train_ours(
+    task: Task,
+    seed: int,
+    target: float,
+    setting: Setting,
+    optimizer: Literal["rmda", "ramda"],
+    penalty: dp.Penalty | None = None,
+    refit: bool = True,
+) -> Outcome:
     """One call of `dualprox.fit`; the setting goes to it as it is."""
     clock = Clock()
-    fit: Any = getattr(dp, "fit")  # noqa: B009 pyright need not know it yet
-    target_size: Any = getattr(dp, "TargetSize")  # noqa: B009
+    options: dict[str, Any] = {"select_inputs": task.selects_inputs, **setting}
     with clock.counted():
-        result = fit(
+        result = dp.fit(
             task.make_model(seed),
             task.loader(seed),
             epochs=task.epochs,
-            target=target_size(params=target),
+            target=dp.TargetSize(params=target),
             loss=task.loss,
             example_input=task.example_input,
             optimizer=optimizer,
-            **setting,
+            penalty=penalty,
+            refit=refit,
+            latency=False,
+            **options,
         )
-    return Outcome(result.model, clock)
+    return Outcome(result.model, clock, notes={"fit": result.notes, "chosen": vars(result.plan)})
 
 
-RAMDA = Method(
-    name="dualprox_ramda",
-    train=partial(train_ours, optimizer="ramda"),
-    settings=({},),
+RAMDA_RATES = ({}, {"lr": 5e-3})
+RMDA_RATES = ({}, {"lr": 0.1})
+RAMDA = Method("dualprox_ramda", partial(train_ours, optimizer="ramda"), RAMDA_RATES)
+RMDA = Method("dualprox_rmda", partial(train_ours, optimizer="rmda"), RMDA_RATES)
+RAMDA_CONVEX = Method(
+    "dualprox_ramda_convex",
+    partial(train_ours, optimizer="ramda", penalty=dp.GroupLasso(1.0)),
+    RAMDA_RATES,
+    caveat="group LASSO in place of the number of live groups",
 )
-RMDA = Method(
-    name="dualprox_rmda",
-    train=partial(train_ours, optimizer="rmda"),
-    settings=({},),
+RMDA_CONVEX = Method(
+    "dualprox_rmda_convex",
+    partial(train_ours, optimizer="rmda", penalty=dp.GroupLasso(1.0)),
+    RMDA_RATES,
+    caveat="group LASSO in place of the number of live groups",
 )
+RAMDA_NO_REFIT = Method(
+    "dualprox_ramda_no_refit",
+    partial(train_ours, optimizer="ramda", refit=False),
+    RAMDA_RATES,
+    caveat="cut at the end, not trained after",
+)
+RMDA_NO_REFIT = Method(
+    "dualprox_rmda_no_refit",
+    partial(train_ours, optimizer="rmda", refit=False),
+    RMDA_RATES,
+    caveat="cut at the end, not trained after",
+)
+OURS = (RAMDA, RMDA, RAMDA_CONVEX, RMDA_CONVEX, RAMDA_NO_REFIT, RMDA_NO_REFIT)

@@ -4,7 +4,7 @@ from .dense import DENSE
 from .depgraph import TP_GROUP_NORM, TP_MAGNITUDE
 from .hesso import HESSO
 from .methods import Method
-from .ours import RAMDA, RMDA
+from .ours import OURS
 from .pat import PAT_CONSTRAINT, PAT_GROUP_LASSO
 from .unstructured import MAGNITUDE, RIGL
 
@@ -12,8 +12,7 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         DENSE,
-        RAMDA,
-        RMDA,
+        *OURS,
         TP_MAGNITUDE,
         TP_GROUP_NORM,
         PAT_GROUP_LASSO,

@@ -115,6 +115,7 @@ class Task:
         heads: names of the projections of attention, with the number of heads of each.
         readers: names of the layers that read channels which can be removed; none for all but the
             first.
+        selects_inputs: whether layers may leave inputs of the network unread, for methods that can.
         note: what must be said wherever a figure is shown.
     """
 
@@ -130,6 +131,7 @@ class Task:
     batches: int | None = None
     fixed: tuple[str, ...] = ()
     heads: Mapping[str, int] = field(default_factory=dict)
+    selects_inputs: bool = False
     readers: tuple[str, ...] = ()
     note: str = ""
 
@@ -233,6 +235,7 @@ def mlp_mnist(folder: Path) -> Task:
         batch_size=128,
         epochs=10,
         recipes=(Recipe("sgd", 0.05, 5e-4), Recipe("adamw", 1e-3, 1e-2)),
+        selects_inputs=True,
         prepare=pixels,
         fixed=("fc3",),
         note="25000 of MNIST's training images",

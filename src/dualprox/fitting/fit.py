@@ -23,7 +23,6 @@ from .batches import Batch, Loss, example_of, loss_of
 from .control import SizeControl
 from .target import TargetSize
 
-_HOLD = 0.4
 Stage = Literal["warmup", "search", "hold", "refit"]
 Watch = Callable[["Progress"], None]
 
@@ -281,20 +280,20 @@ def _planned(
     share = search if search is not None else (0.5 if refit else 1.0)
     until_cut = epochs * share if refit else float(epochs)
     warm = epochs * warmup if warmup is not None else 0.6 * until_cut
-    hold = _HOLD * (until_cut - warm)
+    hold = 0.4 * (until_cut - warm)
     chosen = refit_optimizer or ("adamw" if optimizer == "ramda" else "sgd")
     decay = 1e-2 if chosen == "adamw" else 5e-4
     penalty = next(str(group["penalty"]) for group in groups if group["penalty"] is not None)
     return Choices(
         optimizer=optimizer,
-        lr=lr if lr is not None else (2e-3 if optimizer == "ramda" else 0.1),
+        lr=lr if lr is not None else (2e-3 if optimizer == "ramda" else 0.02),
         momentum=momentum,
         warmup_epochs=warm,
         search_epochs=until_cut - warm - hold,
         hold_epochs=hold,
         refit_epochs=epochs - until_cut,
         refit_optimizer=chosen,
-        refit_lr=refit_lr if refit_lr is not None else (3e-3 if chosen == "adamw" else 0.1),
+        refit_lr=refit_lr if refit_lr is not None else (3e-3 if chosen == "adamw" else 0.05),
         weight_decay=decay if weight_decay is None else weight_decay,
         penalty=penalty,
         ramp=0.8,
