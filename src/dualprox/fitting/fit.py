@@ -217,6 +217,7 @@ def fit(
     steps_per_epoch = _count(loader)
     if example_input is None:
         example_input = example_of(next(iter(loader)))
+    assert example_input is not None
     groups = _groups(model, penalty, example_input, select_inputs)
     plan = _planned(
         optimizer, groups, epochs, steps_per_epoch, refit, lr, momentum, warmup, search,

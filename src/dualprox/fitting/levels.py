@@ -23,7 +23,7 @@ from ..penalties import (
     Rank,
     Support,
 )
-from ..shrinking.factorize import rounding_level
+from ..penalties.low_rank import rounding_level
 from ..subproblem import Subproblem
 
 # Relative: below it, rounding in float32 decides whether a group at its critical strength lives.
