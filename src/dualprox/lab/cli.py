@@ -2,31 +2,21 @@
 
 import argparse
 import json
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
 
 import dualprox as dp
 
+from . import console
 from .bench.command import add_bench
 from .doctor import doctor
 from .recipes import RECIPES
 from .settings import Run, to_json, with_settings
 from .usage import UsageError, require_extras
 
-if TYPE_CHECKING:
-    from .train import Progress, Training
-
 _DEFAULT = "digits_mlp_ramda"
-
-
-class Terminated(BaseException):
-    """SIGTERM: like Ctrl-C, the run stays resumable."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,16 +121,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _recipe(name: str) -> Run:
-    if name not in RECIPES:
-        import difflib
-
-        nearest = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
-        hint = f"did you mean {nearest[0]}?" if nearest else "see `dualprox list`"
-        raise UsageError(f"there is no recipe {name!r}; {hint}")
-    return RECIPES[name]()
-
-
 def _train(args: argparse.Namespace) -> int:
     require_extras()
     from .train import RunFolderError, check, start
@@ -149,7 +129,7 @@ def _train(args: argparse.Namespace) -> int:
         if args.recipe or args.settings or args.out or args.seed is not None:
             raise UsageError("--resume takes everything from its folder: give nothing beside it")
         return _finish(args.resume)
-    run = _recipe(args.recipe or _DEFAULT)
+    run = console.recipe_named(args.recipe or _DEFAULT)
     try:
         run = with_settings(run, args.settings)
         if args.seed is not None:
@@ -157,19 +137,12 @@ def _train(args: argparse.Namespace) -> int:
         check(run)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    folder = args.out if args.out is not None else _fresh_folder(run)
+    folder = args.out if args.out is not None else console.fresh_folder(run.recipe)
     try:
         start(run, folder)
     except (RunFolderError, OSError) as error:
         raise UsageError(str(error)) from None
     return _finish(folder)
-
-
-def _fresh_folder(run: Run) -> Path:
-    number = 1
-    while (folder := Path("runs") / f"{run.recipe}-{number}").exists():
-        number += 1
-    return folder
 
 
 def _finish(folder: Path) -> int:
@@ -178,85 +151,25 @@ def _finish(folder: Path) -> int:
     from .report import write_report
     from .train import RunFolderError, go_on, read_run
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
     try:
         run = read_run(folder)
         if (folder / "summary.json").exists():
             print(f"{folder} is finished already:")
         else:
-            _print_caveat(run)
-            with _progress(run) as progress:
-                training: Training = go_on(folder, progress)
-            write_report(training, folder)
+            console.print_caveat(run)
+            names = [name for name in (run.baseline, run.recipe) if name]
+            with console.stoppable(), console.progress(names) as show:
+                training = go_on(folder, lambda run, row: show(run.recipe, run.epochs, row))
+                write_report(training, folder)
     except (RunFolderError, DataError) as error:
         raise UsageError(str(error)) from None
     except FloatingPointError as error:
         print(f"dualprox: {error}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, Terminated) as stopped:
-        print(f"\nstopped; go on with: dualprox train --resume {folder}", file=sys.stderr)
-        return 130 if isinstance(stopped, KeyboardInterrupt) else 143
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except (KeyboardInterrupt, console.Terminated) as reason:
+        return console.stopped(reason, f"go on with: dualprox train --resume {folder}")
     _print_summary(folder, run)
     return 0
-
-
-@contextmanager
-def _progress(run: Run) -> "Iterator[Progress]":
-    """A bar per network with loss, accuracy and sparsity; plain lines without a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console()
-    if not console.is_terminal:
-
-        def line(run: Run, row: dict[str, Any]) -> None:
-            if row["epoch"] in (1, run.epochs) or row["epoch"] % max(1, run.epochs // 6) == 0:
-                print(
-                    f"{run.recipe}  epoch {row['epoch']:>3}/{run.epochs}  {_live(row)}", flush=True
-                )
-
-        yield line
-        return
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[live]}"),
-        console=console,
-    )
-    with bar:
-        tasks: dict[str, Any] = {}
-        for name in filter(None, (run.baseline, run.recipe)):
-            tasks[name] = bar.add_task(name, total=None, start=False, live="")
-
-        def advance(run: Run, row: dict[str, Any]) -> None:
-            task = tasks[run.recipe]
-            bar.start_task(task)
-            bar.update(task, total=run.epochs, completed=row["epoch"], live=_live(row))
-
-        yield advance
-
-
-def _live(row: dict[str, Any]) -> str:
-    text = f"loss {row['loss']:.4f}  accuracy {row['val_accuracy']:6.1%}"
-    for name, label in (("weighted_group_sparsity", "sparsity"), ("low_rank_level", "low rank")):
-        if row.get(name) is not None:
-            text += f"  {label} {row[name]:6.1%}"
-    return text
-
-
-def _print_caveat(run: Run) -> None:
-    """Say, before any figure, what its data set lacks."""
-    from .data import CATALOGUE
-
-    if CATALOGUE[run.data].caveat:
-        print(f"note: {CATALOGUE[run.data].caveat}")
 
 
 def _print_summary(folder: Path, run: Run) -> None:
@@ -269,8 +182,7 @@ def _print_summary(folder: Path, run: Run) -> None:
     table = Table(title=f"{run.recipe}, seed {run.seed}", show_header=False)
     for name, value in rows(summary):
         table.add_row(name, value)
-    console = Console()
-    console.print(table)
+    Console().print(table)
     print(f"run folder: {folder}")
 
 
@@ -329,8 +241,8 @@ def _show(args: argparse.Namespace) -> int:
         return 0
     metrics = read_json_lines(folder / "metrics.jsonl")
     if metrics:
-        _print_caveat(run)
-        print(_live(metrics[-1]))
+        console.print_caveat(run)
+        print(console.live(metrics[-1]))
     print(
         f"unfinished, {len(metrics)} of {run.epochs} epochs; go on with: "
         f"dualprox train --resume {folder}"

@@ -1,0 +1,114 @@
+"""What the commands share: recipes by name, run folders, progress, and stopping in good order."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from .data import CATALOGUE
+from .recipes import RECIPES
+from .settings import Run
+from .usage import UsageError
+
+# Which bar, how many epochs it has, and the row of metrics of the last one.
+Show = Callable[[str, int, dict[str, Any]], None]
+
+
+class Terminated(BaseException):
+    """SIGTERM: like Ctrl-C, the run stays resumable."""
+
+
+def recipe_named(name: str) -> Run:
+    """The recipe's run; UsageError offers the nearest name if there is none."""
+    if name not in RECIPES:
+        import difflib
+
+        nearest = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
+        hint = f"did you mean {nearest[0]}?" if nearest else "see `dualprox list`"
+        raise UsageError(f"there is no recipe {name!r}; {hint}")
+    return RECIPES[name]()
+
+
+def fresh_folder(name: str) -> Path:
+    """The first of runs/NAME-1, runs/NAME-2, ... that is not there."""
+    number = 1
+    while (folder := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return folder
+
+
+def print_caveat(run: Run) -> None:
+    """Say, before any figure, what its data set lacks."""
+    if CATALOGUE[run.data].caveat:
+        print(f"note: {CATALOGUE[run.data].caveat}")
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated` inside the block."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def stopped(reason: BaseException, advice: str) -> int:
+    """Say what to do after Ctrl-C or SIGTERM, and return the exit code of either."""
+    print(f"\nstopped; {advice}", file=sys.stderr)
+    return 130 if isinstance(reason, KeyboardInterrupt) else 143
+
+
+@contextlib.contextmanager
+def progress(names: Sequence[str], lines: int = 6) -> Iterator[Show]:
+    """A bar per name with the latest metrics; without a terminal about `lines` lines for each."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console()
+    if not console.is_terminal:
+
+        def line(name: str, epochs: int, row: dict[str, Any]) -> None:
+            first = row["epoch"] == 1 and lines > 1
+            if first or row["epoch"] == epochs or row["epoch"] % max(1, epochs // lines) == 0:
+                print(f"{name}  epoch {row['epoch']:>3}/{epochs}  {live(row)}", flush=True)
+
+        yield line
+        return
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[live]}"),
+        console=console,
+    )
+    with bar:
+        tasks = {name: bar.add_task(name, total=None, start=False, live="") for name in names}
+
+        def advance(name: str, epochs: int, row: dict[str, Any]) -> None:
+            bar.start_task(tasks[name])
+            bar.update(tasks[name], total=epochs, completed=row["epoch"], live=live(row))
+
+        yield advance
+
+
+def live(row: dict[str, Any]) -> str:
+    """The metrics of an epoch in one line."""
+    text = f"loss {row['loss']:.4f}  accuracy {row['val_accuracy']:6.1%}"
+    shares = (
+        ("weighted_group_sparsity", "sparsity"),
+        ("low_rank_level", "low rank"),
+        ("size", "size"),
+    )
+    for name, label in shares:
+        if row.get(name) is not None:
+            text += f"  {label} {row[name]:6.1%}"
+    return f"{text}  {row['stage']}" if "stage" in row else text
