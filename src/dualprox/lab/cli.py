@@ -12,6 +12,8 @@ import dualprox as dp
 from . import console
 from .bench.command import add_bench
 from .doctor import doctor
+from .fit_command import add_fit, show_fit
+from .path.command import add_path, show_path
 from .recipes import RECIPES
 from .settings import Run, to_json, with_settings
 from .usage import UsageError, require_extras
@@ -35,7 +37,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="dualprox",
         description="Train networks into a structure: sparse channels, dead neurons, low rank.",
         epilog="start here:\n  dualprox train          a sparse network on handwritten digits\n"
-        "  dualprox list           what else there is to train",
+        "  dualprox list           what else there is to train\n"
+        "  dualprox fit digits_mlp_ramda --params 0.1\n"
+        "                          a network of the size that you name\n"
+        "  dualprox path digits_mlp_ramda\n"
+        "                          what accuracy each size costs",
         formatter_class=raw,
     )
     parser.add_argument("--version", action="version", version=f"dualprox {dp.__version__}")
@@ -58,19 +64,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     train.add_argument("recipe", nargs="?", help=f"a name from `dualprox list`; {_DEFAULT}")
-    train.add_argument("--out", type=Path, metavar="DIR", help="run folder; runs/RECIPE-N")
-    train.add_argument("--seed", type=int, metavar="N", help="the same as --set seed=N")
-    train.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        dest="settings",
-        metavar="FIELD=VALUE",
-        help="change fields of the recipe",
-    )
+    console.add_settings(train, "runs/RECIPE-N")
     train.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run folder")
     train.set_defaults(run=_train)
+
+    add_path(commands)
+    add_fit(commands)
 
     shrinking = commands.add_parser(
         "shrink",
@@ -226,9 +225,14 @@ def _show(args: argparse.Namespace) -> int:
         print(json.dumps(to_json(RECIPES[args.what]()), indent=2))
         return 0
     from ..files import read_json_lines
-    from .train import RunFolderError, read_run
+    from .train import RunFolderError, made_by, read_run
 
     try:
+        command = made_by(folder)
+        if command is not None:
+            require_extras()
+            {"path": show_path, "fit": show_fit}[command](folder)
+            return 0
         run = read_run(folder)
     except RunFolderError as error:
         if folder.exists():

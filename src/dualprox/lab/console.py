@@ -1,5 +1,6 @@
 """What the commands share: recipes by name, run folders, progress, and stopping in good order."""
 
+import argparse
 import contextlib
 import signal
 import sys
@@ -19,6 +20,21 @@ Show = Callable[[str, int, dict[str, Any]], None]
 
 class Terminated(BaseException):
     """SIGTERM: like Ctrl-C, the run stays resumable."""
+
+
+def add_settings(parser: argparse.ArgumentParser, folder: str) -> None:
+    """Add --out, whose default is described by `folder`, --seed and --set."""
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"where to write; {folder}")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same as --set seed=N")
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        dest="settings",
+        metavar="FIELD=VALUE",
+        help="change fields of the recipe; `dualprox show RECIPE` lists them",
+    )
 
 
 def recipe_named(name: str) -> Run:

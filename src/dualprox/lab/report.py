@@ -126,14 +126,14 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
             lines.append((_label(name), f"{len(dead)} of {total}: {spans(dead)}"))
         epoch, epochs = summary["identified_epoch"], summary["epochs"]
         lines.append(("structure unchanged since", f"epoch {epoch} of {epochs}"))
-        lines += _saved(summary)
+        lines += saved(summary)
     lines.append(("training time", f"{summary['train_seconds']:.1f} s"))
     if summary["caveat"]:
         lines.append(("note", summary["caveat"]))
     return lines
 
 
-def _saved(summary: dict[str, Any]) -> list[tuple[str, str]]:
+def saved(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Lines about the dense network and the slim one."""
 
     def change(name: str, readable: Callable[[float], str]) -> str:

@@ -45,6 +45,7 @@ def shrink_run(
     folder: Path,
     round_to: int = 1,
     select_inputs: bool = False,
+    latency: bool = True,
 ) -> tuple[nn.Module, dp.ShrinkReport]:
     """Shrink the network of a run, or factorize it, and write what comes of it into a folder.
 
@@ -55,6 +56,7 @@ def shrink_run(
         folder: for `slim.safetensors`, `plan.json`, `shrink.json` and `shrink.png`.
         round_to: as in `dualprox.shrink`.
         select_inputs: as in `dualprox.shrink`.
+        latency: whether to take times.
 
     Returns:
         The slim network and its report, which compares it with the recipe's network.
@@ -66,25 +68,31 @@ def shrink_run(
     if isinstance(run.penalty, dp.NuclearNorm):
         rule = f"False for {type(run.penalty).__name__}, which is factorized"
         require(not select_inputs, "select_inputs", rule, select_inputs)
-        slim = dp.factorize(model, example)
+        slim = dp.factorize(model, example, latency=latency)
     else:
         slim = dp.shrink(
             model,
             example,
             round_to=round_to,
             select_inputs=select_inputs,
-            latency=not plan.keep,
+            latency=latency and not plan.keep,
         )
     report = dp.report_of(slim)
     if plan.keep:
-        before, after = dp.compare(make_model(run), slim, example)
+        before, after = dp.compare(make_model(run), slim, example, latency=latency)
         whole = dp.Plan.from_dict(report.plan).after(plan)
         report = replace(report, before=before, after=after, plan=whole.to_dict())
         slim.__dict__["report"] = report
+    write_slim(slim, folder)
+    return slim, report
+
+
+def write_slim(slim: nn.Module, folder: Path) -> None:
+    """Write `SLIM_FILES`: the slim network, the plan that rebuilds it, and its report."""
+    report = dp.report_of(slim)
     dp.save_slim(slim, folder)
     write_json(folder / "shrink.json", report.to_dict())
     report.plot(folder / "shrink.png")
-    return slim, report
 
 
 def summary_of(report: dp.ShrinkReport) -> dict[str, Any]:

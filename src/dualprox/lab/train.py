@@ -22,6 +22,7 @@ from .recipes import RECIPES
 from .settings import Run
 
 Progress = Callable[[Run, dict[str, Any]], None]
+START = "start.safetensors"
 
 
 class RunFolderError(Exception):
@@ -183,21 +184,14 @@ class Training:
         self.model, plan = dp.shrink_training(self.model, self.opt, example)
         self.plan = plan.after(self.plan)
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Validation loss and accuracy at the structured point.
 
         Batch norms keep the running statistics of the iterate, so a network with them scores low
         until the final ramp brings the two points together.
         """
-        self.model.eval()
         with self.structured():
-            scores = torch.cat([self.model(inputs) for inputs, _ in self.split.validation()])
-        labels = self.split.val_y
-        return {
-            "val_loss": nn.functional.cross_entropy(scores, labels).item(),
-            "val_accuracy": (scores.argmax(1) == labels).double().mean().item(),
-        }
+            return evaluate(self.model, self.split)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides how training goes on, loadable with ``weights_only=True``."""
@@ -234,21 +228,43 @@ class Training:
             return {name: t.detach().clone() for name, t in self.model.state_dict().items()}
 
 
+@torch.no_grad()
+def evaluate(model: nn.Module, split: data.Split) -> dict[str, float]:
+    """Validation loss and accuracy of a model, which is in evaluation mode from then on."""
+    model.eval()
+    scores = torch.cat([model(inputs) for inputs, _ in split.validation()])
+    return {
+        "val_loss": nn.functional.cross_entropy(scores, split.val_y).item(),
+        "val_accuracy": (scores.argmax(1) == split.val_y).double().mean().item(),
+    }
+
+
+def baseline_of(run: Run) -> Run | None:
+    """The dense run to compare with: the same network, data and seed."""
+    if run.baseline is None:
+        return None
+    shared = ("data", "data_dir", "augment", "model", "seed", "threads")
+    return replace(RECIPES[run.baseline](), **{name: getattr(run, name) for name in shared})
+
+
+def require_empty(folder: Path) -> None:
+    """Raise RunFolderError if the folder holds something."""
+    if folder.exists() and any(folder.iterdir()):
+        raise RunFolderError(
+            f"{folder} is not empty; continue it with --resume {folder} or choose another --out"
+        )
+
+
 def start(run: Run, folder: Path) -> None:
     """Make the run folder, and the one of its baseline within.
 
     Raises:
         RunFolderError: the folder holds something already.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise RunFolderError(
-            f"{folder} is not empty; continue it with --resume {folder} or choose another --out"
-        )
+    require_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if run.baseline is not None:
-        dense = RECIPES[run.baseline]()
-        shared = ("data", "data_dir", "augment", "model", "seed", "threads")
-        dense = replace(dense, **{name: getattr(run, name) for name in shared})
+    dense = baseline_of(run)
+    if dense is not None:
         start(dense, folder / "dense")
     write_json(folder / "config.json", settings.to_json(run))
 
@@ -259,12 +275,39 @@ def read_run(folder: Path) -> Run:
     Raises:
         RunFolderError: it holds none.
     """
+    if (command := made_by(folder)) is not None:
+        raise RunFolderError(f"{folder} was made by `dualprox {command}`: it is no single run")
     try:
-        return settings.from_json(json.loads((folder / "config.json").read_text()))
+        return settings.from_json(read_config(folder))
+    except ValueError as error:
+        raise RunFolderError(f"{folder / 'config.json'} is damaged: {error}") from None
+
+
+def made_by(folder: Path) -> str | None:
+    """Which command other than train made a folder, "path" or "fit"; None for a run.
+
+    Raises:
+        RunFolderError: it has no config.json, or a damaged one.
+    """
+    command = read_config(folder).get("command")
+    return command if command in ("path", "fit") else None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a folder's config.json.
+
+    Raises:
+        RunFolderError: there is none, or a damaged one.
+    """
+    try:
+        saved = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
         raise RunFolderError(f"{folder} is not a run folder: it has no config.json") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of JSON or of UTF-8
         raise RunFolderError(f"{folder / 'config.json'} is damaged: {error}") from None
+    if not isinstance(saved, dict):
+        raise RunFolderError(f"{folder / 'config.json'} is damaged: it holds no object")
+    return saved
 
 
 def read_checkpoint(folder: Path, run: Run) -> dict[str, Any] | None:
@@ -290,6 +333,8 @@ def read_checkpoint(folder: Path, run: Run) -> dict[str, Any] | None:
 def go_on(folder: Path, progress: Progress) -> Training:
     """Train the run of a folder to its end, from its last checkpoint, baseline first.
 
+    A folder with `start.safetensors` begins at these weights instead of at random ones.
+
     Returns:
         The finished training; `checkpoint.pt`, `metrics.jsonl`, `timing.jsonl` and
         `model.safetensors` are on disk. If it is interrupted or killed at any moment, calling it
@@ -300,7 +345,7 @@ def go_on(folder: Path, progress: Progress) -> Training:
         DataError: the files of the data set are missing or damaged.
         FloatingPointError: the loss is not finite.
     """
-    from safetensors.torch import save
+    from safetensors.torch import load_file, save
 
     run = read_run(folder)
     saved = read_checkpoint(folder, run)
@@ -309,6 +354,8 @@ def go_on(folder: Path, progress: Progress) -> Training:
     training = Training(run)
     if saved is not None:
         training.load_state_dict(saved)
+    elif (folder / START).exists():
+        training.model.load_state_dict(load_file(folder / START))
     metrics = read_json_lines(folder / "metrics.jsonl")[: training.epoch]
     timing = read_json_lines(folder / "timing.jsonl")[: training.epoch]
     if metrics:

@@ -1,0 +1,125 @@
+"""`dualprox fit`: arguments, and what is printed."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import dualprox as dp
+
+from . import console
+from .usage import UsageError, require_extras
+
+
+def add_fit(commands: Any) -> None:
+    """Add the command to the subparsers of `dualprox`."""
+    parser = commands.add_parser(
+        "fit",
+        help="train a recipe's network into the size that you name",
+        description="Train the network of a recipe into the size that is asked for: there is no\n"
+        "strength to tune. While it trains, the strength is steered until the structured point\n"
+        "has the size (search); then it stays (hold); then the slim network alone is trained\n"
+        "without penalty (refit). The recipe gives network, data, kind of penalty, and\n"
+        "RAMDA or RMDA; fit decides learning rates, stages and strength and says so at the end.\n\n"
+        "A share is a number with a point (0.1: a tenth), a whole number is a count. Writes\n"
+        "config.json, metrics.jsonl (validation, epoch by epoch), slim.safetensors and plan.json\n"
+        "(from which dualprox.load_slim rebuilds the slim network), shrink.json, shrink.png,\n"
+        "summary.json.",
+        epilog="examples:\n"
+        "  dualprox fit digits_mlp_ramda --params 0.1\n"
+        "  dualprox fit digits_mlp_ramda --macs 5000 --epochs 40 --select-inputs\n"
+        "  dualprox fit cifar_resnet_ramda --latency-ms 0.8 --set data_dir=DIR seed=3\n"
+        "  dualprox fit digits_mlp_rmda --weighted-group-sparsity 0.9\n\n"
+        "Exit code: 0 if the size was reached, 1 if not (the notes say why), 2 for a mistake. A\n"
+        "fit that is stopped begins anew. Which size to ask for: `dualprox path`.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="a name from `dualprox list`, with groups and RAMDA or RMDA")
+    size = parser.add_argument_group("the size of the slim network, one of")
+    size.add_argument("--params", metavar="SIZE", help="parameters: share of dense, or number")
+    size.add_argument("--macs", metavar="SIZE", help="multiplications for one example; likewise")
+    size.add_argument(
+        "--latency-ms", metavar="MS", help="median time of one run, on this machine as it trains"
+    )
+    size.add_argument(
+        "--weighted-group-sparsity", metavar="SHARE", help="weights in dead groups over all"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="of the run of --latency-ms; 1"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=0.03, metavar="X", help="relative, of the size; 0.03"
+    )
+    parser.add_argument("--epochs", type=int, metavar="N", help="all stages; the recipe's")
+    parser.add_argument(
+        "--select-inputs",
+        action="store_true",
+        help="let layers select the inputs that they have weights for, where these have to stay",
+    )
+    console.add_settings(parser, "runs/RECIPE-fit-N")
+    parser.set_defaults(run=_fit)
+
+
+def _fit(args: argparse.Namespace) -> int:
+    require_extras()
+    from .data import DataError
+    from .fit_run import begin, fit_run, go
+    from .train import RunFolderError
+
+    settings = list(args.settings)
+    for name in ("epochs", "seed"):
+        if getattr(args, name) is not None:
+            settings.append(f"{name}={getattr(args, name)}")
+    recipe = console.recipe_named(args.recipe)
+    folder = args.out or console.fresh_folder(f"{recipe.recipe}-fit")
+    try:
+        wish = fit_run(recipe, settings, _target(args), args.select_inputs)
+        begin(wish, folder)
+        console.print_caveat(wish.run)
+        name, epochs = recipe.recipe, wish.run.epochs
+        with console.stoppable(), console.progress([name]) as show:
+            summary = go(wish, folder, lambda row: show(name, epochs, row))
+    except (ValueError, DataError, RunFolderError, OSError, dp.ShrinkError) as error:
+        raise UsageError(str(error)) from None
+    except (KeyboardInterrupt, console.Terminated) as reason:
+        return console.stopped(reason, f"{folder} holds the metrics so far; a fit begins anew")
+    show_fit(folder)
+    if not summary["is_reached"]:
+        for note in summary["notes"]:
+            print(f"dualprox: {note}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _target(args: argparse.Namespace) -> dp.TargetSize:
+    """The size that the arguments name."""
+    given: dict[str, Any] = {}
+    for name in ("params", "macs", "latency_ms", "weighted_group_sparsity"):
+        text = getattr(args, name)
+        if text is None:
+            continue
+        try:
+            whole = name in ("params", "macs") and text.strip().isdecimal()
+            given[name] = int(text) if whole else float(text)
+        except ValueError:
+            raise UsageError(f"--{name.replace('_', '-')} must be a number, got {text!r}") from None
+    return dp.TargetSize(**given, batch_size=args.batch_size, tolerance=args.tolerance)
+
+
+def show_fit(folder: Path) -> None:
+    """Print what a fit came to, or that it did not end."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .fit_run import rows
+
+    if not (folder / "summary.json").exists():
+        print(f"{folder} holds a fit that did not end; a fit begins anew")
+        return
+    summary = json.loads((folder / "summary.json").read_text())
+    table = Table(title=f"fit of {summary['recipe']}, seed {summary['seed']}", show_header=False)
+    for name, value in rows(summary):
+        table.add_row(name, value)
+    Console().print(table)
+    print(f"run folder: {folder}")

@@ -1,0 +1,217 @@
+"""`dualprox.fit` on the network and the data of a recipe, and the folder it writes."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dualprox as dp
+
+from ..checks import is_count, require
+from ..files import write_json, write_json_lines
+from ..fitting.fit import Progress
+from . import data, settings
+from .settings import RamdaSpec, RmdaSpec, Run, with_settings
+from .slim import summary_of, write_slim
+from .train import check, evaluate, example_input, make_model, require_empty
+
+# What a fit decides by itself, whatever the recipe says.
+DECIDED = ("milestones", "gamma", "baseline", "coupled", "shrink_at_restart")
+DECIDED += ("optimizer.eps", "penalty.strength")
+
+
+@dataclass(frozen=True)
+class FitRun:
+    """A fit, resolved.
+
+    Args:
+        run: network, data, penalty, optimizer and epochs.
+        target: the size.
+        lr: of search and hold; None lets `dualprox.fit` decide.
+        momentum: of search and hold.
+        select_inputs: as in `dualprox.fit`.
+
+    Raises:
+        ValueError: a setting breaks its rule.
+    """
+
+    run: Run
+    target: dp.TargetSize
+    lr: float | None = None
+    momentum: float = 0.9
+    select_inputs: bool = False
+
+    def __post_init__(self) -> None:
+        run = self.run
+        dual_averaging = isinstance(run.optimizer, RamdaSpec | RmdaSpec)
+        kind = type(run.optimizer).__name__
+        require(dual_averaging, "optimizer", "RamdaSpec or RmdaSpec for a fit", kind)
+        rule = "one of groups for a fit, which removes channels"
+        require(isinstance(run.penalty, dp.GroupPenalty), "penalty", rule, run.penalty)
+        rule = "an int >= 2 for a fit, which has stages"
+        require(is_count(run.epochs) and run.epochs >= 2, "epochs", rule, run.epochs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Content of config.json."""
+        return {
+            "command": "fit",
+            "run": settings.to_json(self.run),
+            "target": {"measure": self.target.measure, "value": self.target.value},
+            "tolerance": self.target.tolerance,
+            "batch_size": self.target.batch_size,
+            "lr": self.lr,
+            "momentum": self.momentum,
+            "select_inputs": self.select_inputs,
+        }
+
+
+def fit_run(
+    recipe: Run, assignments: list[str], target: dp.TargetSize, select_inputs: bool = False
+) -> FitRun:
+    """The fit of a recipe with fields changed as by `--set`.
+
+    The recipe's own learning rate, momentum, stages and strength suit a training without a target
+    and are not used; learning rate and momentum are, where `assignments` set them.
+
+    Raises:
+        ValueError: a setting breaks its rule, or is one that a fit decides by itself.
+    """
+    bare = replace(recipe, milestones=(), baseline=None, coupled=False, shrink_at_restart=False)
+    run = with_settings(bare, assignments)
+    named = [assignment.partition("=")[0] for assignment in assignments]
+    for name in named:
+        if name in DECIDED:
+            raise ValueError(f"{name} is decided by fit itself and cannot be set")
+    check(run)
+    chosen = {
+        name: getattr(run.optimizer, name)
+        for name in ("lr", "momentum")
+        if f"optimizer.{name}" in named
+    }
+    return FitRun(run, target, select_inputs=select_inputs, **chosen)
+
+
+class Batches:
+    """The batches of a run: those of another epoch each time it is iterated."""
+
+    def __init__(self, run: Run, split: data.Split) -> None:
+        self.run, self.split, self.epoch = run, split, 0
+        self.augment = data.CATALOGUE[run.data].augment if run.augment else None
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.split.x) / self.run.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.epoch += 1
+        run = self.run
+        return self.split.batches(run.batch_size, run.seed, self.epoch, self.augment)
+
+
+def begin(wish: FitRun, folder: Path) -> None:
+    """Make the folder of a fit.
+
+    Raises:
+        RunFolderError: the folder holds something already.
+    """
+    require_empty(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", wish.to_json())
+
+
+def go(wish: FitRun, folder: Path, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Fit, and write `metrics.jsonl` (an epoch a row), the slim network and `summary.json`.
+
+    Args:
+        wish: what is asked for.
+        folder: made by `begin`.
+        show: called with the metrics of every epoch, measured on the validation set at the
+            structured point, or of the slim network in the refit.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        DataError: the files of the data set are missing or damaged.
+        ValueError: the target is none for this network, or the loss is not finite.
+        ShrinkError: the network cannot be traced.
+    """
+    run = wish.run
+    # Before the first parallel work: threads take the mode they are born under.
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(run.threads)
+    torch.manual_seed(run.seed)
+    split = data.load(run.data, run.data_dir)
+    model = make_model(run)
+    metrics: list[dict[str, Any]] = []
+
+    def watch(now: Progress) -> None:
+        row = {name: value for name, value in vars(now).items() if name != "model"}
+        metrics.append(row | evaluate(now.model, split))
+        write_json_lines(folder / "metrics.jsonl", metrics)
+        show(metrics[-1])
+
+    began = time.perf_counter()
+    found = dp.fit(
+        model,
+        Batches(run, split),
+        run.epochs,
+        wish.target,
+        example_input=example_input(run),
+        optimizer="ramda" if isinstance(run.optimizer, RamdaSpec) else "rmda",
+        penalty=run.penalty,
+        select_inputs=wish.select_inputs,
+        lr=wish.lr,
+        momentum=wish.momentum,
+        watch=watch,
+    )
+    seconds = time.perf_counter() - began
+    write_slim(found.model, folder)
+    summary: dict[str, Any] = {
+        "recipe": run.recipe,
+        "seed": run.seed,
+        "epochs": run.epochs,
+        "target": {"measure": wish.target.measure, "value": wish.target.value},
+        "reached": found.reached,
+        "is_reached": found.is_reached,
+        "val_accuracy": evaluate(found.model, split)["val_accuracy"],
+        "train_seconds": seconds,
+        "chosen": dict(vars(found.plan)),
+        "notes": found.notes,
+        "caveat": data.CATALOGUE[run.data].caveat,
+        **summary_of(found.report),
+    }
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines of the closing table."""
+    from .report import saved
+
+    measure, value = summary["target"]["measure"], summary["target"]["value"]
+
+    def shown(size: float) -> str:
+        if measure == "latency_ms":
+            return f"{size:.3g} ms"
+        return f"{size:.2%}" if isinstance(value, float) else f"{size:,.0f}"
+
+    verdict = "reached" if summary["is_reached"] else "NOT reached"
+    lines = [
+        ("asked for", f"{measure.replace('_', ' ')} {shown(value)}"),
+        ("came to", f"{shown(summary['reached'])}, {verdict}"),
+        ("accuracy of the slim network", f"{summary['val_accuracy']:.1%}"),
+        *saved(summary),
+        ("training time", f"{summary['train_seconds']:.1f} s"),
+    ]
+    for name, picked in summary["chosen"].items():
+        text = f"{picked:.4g}" if isinstance(picked, float) else str(picked)
+        lines.append((f"fit's {name.replace('_', ' ')}", text))
+    lines += [("note", note) for note in summary["notes"]]
+    if summary["caveat"]:
+        lines.append(("note", summary["caveat"]))
+    return lines

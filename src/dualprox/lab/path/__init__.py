@@ -1,0 +1,1 @@
+"""A sweep over strengths: how accuracy falls as the network gets smaller."""
