@@ -388,7 +388,9 @@ class _Fitting:
             self.plain = None
         elif self.plain is None:
             if self.taken % self.control.every == 0 or self.taken in (self.hold_from, self.cut_at):
-                self._require_finite(float(value), (self.taken - 1) // self.steps_per_epoch + 1)
+                self._require_finite(
+                    float(value.detach()), (self.taken - 1) // self.steps_per_epoch + 1
+                )
             self.control.step()
             if self.taken == self.hold_from:
                 self.opt.restart()
