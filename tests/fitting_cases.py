@@ -76,3 +76,17 @@ def train(model: nn.Module, opt: Any, control: Any, data: Any, steps: int) -> No
         cross_entropy(model(x), y).backward()
         opt.step()
         control.step()
+
+
+def shrunk(model: nn.Module, opt: Any, data: Any) -> nn.Module:
+    with opt.structured():
+        return dp.shrink(model, data[0][0], latency=False)
+
+
+def share(model: nn.Module, small: nn.Module, data: Any, measure: str) -> float:
+    before = dp.measure(model, data[0][0], latency=False)
+    after = dp.measure(small, data[0][0], latency=False)
+    if measure == "macs":
+        assert after.macs is not None and before.macs is not None
+        return after.macs / before.macs
+    return after.parameters / before.parameters

@@ -186,7 +186,7 @@ def test_batches_are_read_as_said() -> None:
     for inputs in ((left, right), [left, right], {"right": right, "left": left}):
         value, count = loss_of(model, (inputs, y), cross_entropy)
         assert count == 5 and torch.equal(value, expected)
-    shown = example_of(({"right": right, "left": left, "scale": torch.tensor(2.0)}, y))
+    shown: Any = example_of(({"right": right, "left": left, "scale": torch.tensor(2.0)}, y))
     assert torch.equal(shown["left"], left[:2]) and shown["scale"].shape == ()
 
 

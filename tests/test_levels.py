@@ -202,3 +202,13 @@ def test_before_the_first_step_everything_lives() -> None:
     level.refresh()
     found = level.live(1e6)
     assert isinstance(found, dp.Support) and found.count() == found.total() == 4
+
+
+@pytest.mark.parametrize("name", [*CASES, *OTHERS])
+def test_one_group_is_kept(name: str) -> None:
+    level = trained({**CASES, **OTHERS}[name], "ramda")
+    assert level.live(50.0).count() == 0
+    kept = level.keeping_one(50.0)
+    assert level.live(kept).count() == 1
+    assert level.live(kept * (1 + 1e-5)).count() == 0
+    assert level.keeping_one(0.01) == 0.01

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..shrinking.inputs import ExampleInput
+
 Batch = Any
 Loss = Callable[[Any, Any], Tensor]
 
@@ -43,7 +45,7 @@ def outputs_of(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
 
 
-def example_of(batch: Batch) -> Any:
+def example_of(batch: Batch) -> ExampleInput:
     """The first two examples of a batch's inputs, on the CPU."""
 
     def first(tensor: Tensor) -> Tensor:

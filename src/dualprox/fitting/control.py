@@ -1,5 +1,6 @@
 """Steering the strength until the structured point has the size that is asked for."""
 
+import fnmatch
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,14 +12,13 @@ from torch import nn
 
 from ..checks import is_count, require
 from ..optim import DualAveraging
-from ..penalties import Coupled, GroupPenalty, Rank, Support
-from ..penalties.low_rank import SpectralPenalty
+from ..penalties import GroupPenalty, Rank, Support
 from ..shrinking.factorize import factorizable
 from ..shrinking.footprint import Footprint
 from ..shrinking.inputs import ExampleInput
 from ..shrinking.measure import measure
 from ..shrinking.slim import shrink
-from .levels import MARGIN, Level, slices_alive
+from .levels import MARGIN, Level, require_own_groups, require_sizes, slices_alive
 from .target import TargetSize
 
 _BISECTIONS = 40
@@ -51,6 +51,9 @@ class SizeControl:
     the dense size to the target in the first `ramp_steps`:
 
         goal(t) = target + (1 - target) (1 - t / ramp_steps)^3.
+
+    Of each weight, or set of coupled ones, a group stays alive: a network through which nothing
+    passes learns nothing more. With an `at_least` of 0, whole layers may die.
 
     No gain has to be tuned: the sums are known, and so is what lives at every strength. Of group
     LASSO and group L0 each group's critical strength is a formula,
@@ -141,10 +144,15 @@ class SizeControl:
                     self.names.append([called[id(param)] for param in unit.params])
         if not self.levels:
             raise ValueError("opt must train a weight whose penalty has a strength, got none")
-        self._require_sizes()
+        require_sizes(self.levels, self.names, target.measure)
         target.require_used([name for names in self.names for name in names])
         self.bounds = [target.bounds_of(names) for names in self.names]
-        self._require_own_groups()
+        require_own_groups(self.levels, self.names, self.bounds)
+        shared = Counter(level.number for level in self.levels)
+        self.keeps_one = [
+            shared[level.number] == 1 and not any(fnmatch.filter(names, p) for p in target.at_least)
+            for level, names in zip(self.levels, self.names, strict=True)
+        ]
         selected = self._selected() if select_inputs else ()
         self.footprint = Footprint(model, example_input, selected)
         own = [float(level.base.own_strength() or 0) for level in self.levels]
@@ -160,30 +168,6 @@ class SizeControl:
         self._latencies: list[tuple[float, float]] = []
         self.goal = self._target_share()
         self._require_reachable()
-
-    def _require_sizes(self) -> None:
-        """Raise TypeError for a penalty whose structure says nothing of the target's measure."""
-        measure = self.target.measure
-        for level, names in zip(self.levels, self.names, strict=True):
-            if measure == "weighted_group_sparsity":
-                ok, rule = isinstance(level.everything(), Support), "penalties with groups"
-            else:
-                ok = isinstance(level.base, Coupled | GroupPenalty | SpectralPenalty)
-                rule = "penalties with groups or of low rank"
-            if not ok:
-                raise TypeError(
-                    f"a target of {measure} needs {rule}, got {level.base} for {names[0]}"
-                )
-
-    def _require_own_groups(self) -> None:
-        numbers = Counter(level.number for level in self.levels)
-        for level, names, bounds in zip(self.levels, self.names, self.bounds, strict=True):
-            if numbers[level.number] > 1 and bounds != (0.0, 1.0):
-                raise ValueError(
-                    f"at_least and at_most need {names[0]} in a param group of its own: weights "
-                    "that share a param group share a strength; param_groups(coupled=True) "
-                    "makes one for each"
-                )
 
     def _require_reachable(self) -> None:
         """Raise ValueError for a target below what is left with everything dead."""
@@ -300,11 +284,13 @@ class SizeControl:
 
     def _strengths(self, strength: float) -> list[float]:
         found = []
-        for level, ratio, weight, (low, high) in zip(
-            self.levels, self.ratios, self.weights, self.bounds, strict=True
+        for level, ratio, weight, (low, high), keeps in zip(
+            self.levels, self.ratios, self.weights, self.bounds, self.keeps_one, strict=True
         ):
             own = strength * ratio * weight
-            found.append(own if (low, high) == (0.0, 1.0) else level.within(own, low, high))
+            if (low, high) != (0.0, 1.0):
+                own = level.within(own, low, high)
+            found.append(level.keeping_one(own) if keeps else own)
         return found
 
     def _alive(self, strengths: list[float]) -> tuple[dict[str, Any], dict[str, int]]:

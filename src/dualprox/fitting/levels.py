@@ -1,6 +1,7 @@
 """What lives at the structured point at a strength other than the one it was solved with."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -23,7 +24,7 @@ from ..penalties import (
     Rank,
     Support,
 )
-from ..penalties.low_rank import rounding_level
+from ..penalties.low_rank import SpectralPenalty, rounding_level
 from ..subproblem import Subproblem
 
 # Relative: below it, rounding in float32 decides whether a group at its critical strength lives.
@@ -119,6 +120,13 @@ class Level:
             return self._bisected(strength, least, downwards=True)
         return self._bisected(strength, most, downwards=False) if alive > most else strength
 
+    def keeping_one(self, strength: float) -> float:
+        """The strength, or the largest below it, up to `MARGIN`, at which a group lives."""
+        if self._critical is None or isinstance(self.base, NuclearNorm):
+            dies = self.problem is not None and self.live(strength).count() == 0
+            return self._bisected(strength, 1, downwards=True) if dies else strength
+        return min(strength, float(self._critical.max()) * (1 - MARGIN))
+
     def _bisected(self, strength: float, wanted: int, downwards: bool) -> float:
         """The largest strength with `wanted` alive, or the least with no more."""
         below = above = max(strength, 1e-30)
@@ -135,6 +143,31 @@ class Level:
             else:
                 above = middle
         return below * (1 - MARGIN) if downwards else above * (1 + MARGIN)
+
+
+def require_sizes(levels: Sequence[Level], names: Sequence[list[str]], measure: str) -> None:
+    """Raise TypeError for a penalty whose structure says nothing of a measure of size."""
+    for level, own in zip(levels, names, strict=True):
+        if measure == "weighted_group_sparsity":
+            ok, rule = not isinstance(level.base, SpectralPenalty), "penalties with groups"
+        else:
+            ok = isinstance(level.base, Coupled | GroupPenalty | SpectralPenalty)
+            rule = "penalties with groups or of low rank"
+        if not ok:
+            raise TypeError(f"a target of {measure} needs {rule}, got {level.base} for {own[0]}")
+
+
+def require_own_groups(
+    levels: Sequence[Level], names: Sequence[list[str]], bounds: Sequence[tuple[float, float]]
+) -> None:
+    """Raise ValueError for bounds on a weight that has its strength with others."""
+    numbers = Counter(level.number for level in levels)
+    for level, own, bound in zip(levels, names, bounds, strict=True):
+        if numbers[level.number] > 1 and bound != (0.0, 1.0):
+            raise ValueError(
+                f"at_least and at_most need {own[0]} in a param group of its own: weights that "
+                "share a param group share a strength; param_groups(coupled=True) makes one each"
+            )
 
 
 def _vector(penalty: Penalty, point: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ class TargetSize:
         latency_ms: the median time of one run in milliseconds, on the machine that trains.
         weighted_group_sparsity: entries in dead groups over all penalized ones, in [0, 1).
         batch_size: of the run whose latency is asked for.
-        at_least: pattern of parameter names -> share of its groups that has to stay alive.
+        at_least: pattern of parameter names -> share of its groups that has to stay alive; those
+            that no pattern matches keep one group.
         at_most: pattern of parameter names -> share of its groups that may stay alive.
         tolerance: relative; a network this close to the target has it.
 
