@@ -53,10 +53,12 @@ def test_the_footprint_is_what_shrinking_leaves(name: str) -> None:
     example = model.example()
     whole = dp.measure(model, example, latency=False)
     footprint = Footprint(model, example)
+    assert whole.macs is not None
     assert footprint.dense == Size(whole.parameters, whole.macs)
     live = killed(model, example, seed)
     slim = dp.shrink(model, example, latency=False)
     foreseen, left = footprint.of(live), dp.measure(slim, example, latency=False)
+    assert left.macs is not None
     assert foreseen.parameters == left.parameters <= whole.parameters
     if name not in SCORES:
         assert foreseen.macs == left.macs <= whole.macs

@@ -62,7 +62,8 @@ from .subproblem import (
 
 if TYPE_CHECKING:
     from .fitting.control import SizeControl, SizeRecord
-    from .fitting.fit import Fit, fit
+    from .fitting.fit import fit
+    from .fitting.result import Fit
     from .fitting.strength_max import strength_max
     from .fitting.target import TargetSize
     from .optim.narrow import narrow_, shrink_training
@@ -84,7 +85,7 @@ __version__ = "0.1.0.dev0"
 # Shrinking comes late in a program's life, and its imports cost as much as all the others.
 _LATER = {
     "Cost": "shrinking.measure",
-    "Fit": "fitting.fit",
+    "Fit": "fitting.result",
     "Footprint": "shrinking.footprint",
     "Latency": "shrinking.measure",
     "LayerChange": "shrinking.report",

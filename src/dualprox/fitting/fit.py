@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -21,99 +21,8 @@ from ..shrinking.report import ShrinkReport, attach_report, report_of
 from ..shrinking.slim import shrink
 from .batches import Batch, Loss, example_of, loss_of
 from .control import SizeControl
+from .result import Choices, Fit, Progress, Stage, Watch, choose
 from .target import TargetSize
-
-Stage = Literal["warmup", "search", "hold", "refit"]
-Watch = Callable[["Progress"], None]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a fit stands, at the end of an epoch.
-
-    Args:
-        epoch: from 1.
-        epochs: in all.
-        stage: "warmup" without penalty, "search" while the strength is steered, "hold" after the
-            last restart, "refit" once the structure is fixed.
-        loss: mean over the epoch's batches.
-        size: share of the dense network's size that the structured point, or the slim network has.
-        strength: of the penalty, before the weights of its param groups.
-        model: the network that is being trained; at the structured point inside the call.
-    """
-
-    epoch: int
-    epochs: int
-    stage: Stage
-    loss: float
-    size: float
-    strength: float
-    model: nn.Module
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What `fit` decided: everything that it was not told.
-
-    Args:
-        optimizer: "rmda" or "ramda", of search and hold.
-        lr: its learning rate.
-        momentum: its momentum.
-        warmup_epochs: epochs without penalty at the start; may be a fraction, as all epochs here.
-        search_epochs: epochs from there until the last restart.
-        hold_epochs: epochs from there until the structure is fixed, at constant strength.
-        refit_epochs: epochs of the slim network without penalty.
-        refit_optimizer: "sgd" (Nesterov momentum 0.9) or "adamw", with cosine decay to 0.
-        refit_lr: its learning rate at the start.
-        weight_decay: of the refit.
-        penalty: as text.
-        ramp: share of the search in which the goal falls to the target.
-        every: optimizer steps between two looks at the size.
-    """
-
-    optimizer: str
-    lr: float
-    momentum: float
-    warmup_epochs: float
-    search_epochs: float
-    hold_epochs: float
-    refit_epochs: float
-    refit_optimizer: str
-    refit_lr: float
-    weight_decay: float
-    penalty: str
-    ramp: float
-    every: int
-
-    def __str__(self) -> str:
-        return "\n".join(
-            f"{name.replace('_', ' '):16}{value}" for name, value in vars(self).items()
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """What `fit` returns.
-
-    Args:
-        model: the slim network, in training mode.
-        report: what shrinking changed, with the costs of the dense and the slim network.
-        history: one row of plain values per epoch: those of `Progress`, without the model.
-        plan: what was decided.
-        target: what was asked for.
-        reached: the slim network's value of the target's measure, in the target's units.
-        is_reached: whether that is within the target's tolerance, or below it.
-        notes: why not, if so; and whatever else should be known.
-    """
-
-    model: nn.Module
-    report: ShrinkReport
-    history: list[dict[str, Any]]
-    plan: Choices
-    target: TargetSize
-    reached: float
-    is_reached: bool
-    notes: list[str] = field(default_factory=list)
 
 
 def fit(
@@ -219,7 +128,7 @@ def fit(
         example_input = example_of(next(iter(loader)))
     assert example_input is not None
     groups = _groups(model, penalty, example_input, select_inputs)
-    plan = _planned(
+    plan = choose(
         optimizer, groups, epochs, steps_per_epoch, refit, lr, momentum, warmup, search,
         refit_optimizer, refit_lr, weight_decay,
     )  # fmt: skip
@@ -260,45 +169,6 @@ def _groups(
         return param_groups(model, chosen)
     return param_groups(
         model, chosen, coupled=True, example_input=example_input, select_inputs=select_inputs
-    )
-
-
-def _planned(
-    optimizer: str,
-    groups: ParamGroups,
-    epochs: int,
-    steps_per_epoch: int,
-    refit: bool,
-    lr: float | None,
-    momentum: float,
-    warmup: float | None,
-    search: float | None,
-    refit_optimizer: str | None,
-    refit_lr: float | None,
-    weight_decay: float | None,
-) -> Choices:
-    """Fill in what the caller left open; docs/fit.md says where the numbers come from."""
-    share = search if search is not None else (0.5 if refit else 1.0)
-    until_cut = epochs * share if refit else float(epochs)
-    warm = epochs * warmup if warmup is not None else 0.6 * until_cut
-    hold = 0.4 * (until_cut - warm)
-    chosen = refit_optimizer or ("adamw" if optimizer == "ramda" else "sgd")
-    decay = 1e-2 if chosen == "adamw" else 5e-4
-    penalty = next(str(group["penalty"]) for group in groups if group["penalty"] is not None)
-    return Choices(
-        optimizer=optimizer,
-        lr=lr if lr is not None else (2e-3 if optimizer == "ramda" else 0.02),
-        momentum=momentum,
-        warmup_epochs=warm,
-        search_epochs=until_cut - warm - hold,
-        hold_epochs=hold,
-        refit_epochs=epochs - until_cut,
-        refit_optimizer=chosen,
-        refit_lr=refit_lr if refit_lr is not None else (3e-3 if chosen == "adamw" else 0.05),
-        weight_decay=decay if weight_decay is None else weight_decay,
-        penalty=penalty,
-        ramp=0.8,
-        every=max(1, round((until_cut - warm - hold) * steps_per_epoch / 10)),
     )
 
 
