@@ -14,7 +14,7 @@ import dualprox as dp
 
 from ..checks import is_count, require
 from ..files import write_json, write_json_lines
-from ..fitting.fit import Progress
+from ..fitting.result import Progress
 from . import data, settings
 from .settings import RamdaSpec, RmdaSpec, Run, with_settings
 from .slim import summary_of, write_slim
