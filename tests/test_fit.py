@@ -25,6 +25,7 @@ def entries(model: nn.Module) -> int:
     return sum(param.numel() for param in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "cnn", "transformer"])
 @pytest.mark.parametrize("wanted", [0.7, 0.5, 0.35])
 def test_the_target_is_reached_within_three_percent_or_notes_say_why(
@@ -43,6 +44,7 @@ def test_the_target_is_reached_within_three_percent_or_notes_say_why(
     assert result.model.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["rmda", "ramda"])
 def test_the_same_seed_gives_the_same_network(optimizer: Any) -> None:
     runs = []
@@ -90,6 +92,7 @@ def test_one_step_an_epoch_is_enough_for_all_stages(refit: bool) -> None:
     assert entries(result.model) < entries(network("mlp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wanted", "refit"), [(0.8, True), (0.6, False)])
 def test_sparsity_is_what_is_reached_not_what_was_last_looked_at(
     wanted: float, refit: bool
@@ -116,6 +119,7 @@ def test_param_groups_can_be_given() -> None:
     assert result.model[2].in_features < 40  # type: ignore[index]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [dp.GroupMCP(0.0), dp.SparseGroupLasso(2.0)], ids=str)
 def test_other_group_penalties_are_steered_too(penalty: dp.Penalty) -> None:
     result = fitted(penalty=penalty, epochs=4, target=dp.TargetSize(params=0.6))
@@ -137,6 +141,7 @@ class Stream(IterableDataset):
         return ((x, y) for xs, ys in batches("mlp", 3) for x, y in zip(xs, ys, strict=True))
 
 
+@pytest.mark.slow
 def test_loaders_of_all_kinds_give_the_same() -> None:
     data = batches("mlp", 3)
     x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
@@ -161,6 +166,7 @@ class Two(nn.Module):
         return self.last((self.one(left) + self.other(right)).relu())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tuple", "dict", "collated"])
 def test_inputs_may_be_several(kind: str) -> None:
     torch.manual_seed(0)
@@ -211,6 +217,7 @@ def test_watch_sees_the_structured_point_and_leaves_no_trace() -> None:
     assert result.model.training
 
 
+@pytest.mark.slow
 def test_a_model_in_evaluation_mode_is_trained() -> None:
     model = network("cnn").eval()
     result = fitted("cnn", 3, model=model)

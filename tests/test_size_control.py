@@ -37,6 +37,7 @@ def live_groups(opt: Any) -> int:
     return sum(layer.size for layer in dp.structure(opt).layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "measure", "method"),
     [("mlp", "params", "rmda"), ("mlp", "macs", "ramda"), ("cnn", "macs", "rmda"),
@@ -81,6 +82,7 @@ def test_from_hold_from_on_the_strengths_stay() -> None:
     assert control.steps == 45 and control.history[-1].step == 30
 
 
+@pytest.mark.slow
 def test_the_size_is_that_of_the_present_point_during_hold() -> None:
     model, opt, control, data = steered(steps=30)
     opt.restart()
@@ -118,6 +120,7 @@ def test_the_strength_says_exactly_what_lives() -> None:
         assert foreseen == live
 
 
+@pytest.mark.slow
 def test_weighted_group_sparsity_is_that_of_structure() -> None:
     target = dp.TargetSize(weighted_group_sparsity=0.7)
     for name in ("mlp", "transformer"):
@@ -127,6 +130,7 @@ def test_weighted_group_sparsity_is_that_of_structure() -> None:
         assert 1 - control.size() == pytest.approx(found, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_bounds_hold_while_the_size_is_met() -> None:
     for name, pattern, wanted in (("mlp", "2.weight", 0.5), ("transformer", "narrow.weight", 0.85)):
         free = steered(name, dp.TargetSize(params=wanted))
@@ -197,6 +201,7 @@ def test_a_target_below_what_has_to_stay_is_refused() -> None:
         )
 
 
+@pytest.mark.slow
 def test_latency_is_aimed_at_by_what_has_been_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose time is 1 ms and 9 ms for the dense network's parameters, in proportion."""
     asked = []
@@ -249,6 +254,7 @@ def test_a_checkpoint_continues_with_the_same_strengths() -> None:
         steered("cnn", steps=0)[2].load_state_dict({**saved["control"], "weights": [1.0]})
 
 
+@pytest.mark.slow
 def test_a_restart_in_between_does_not_matter() -> None:
     model, opt, control, data = steered(steps=12, hold_from=60, ramp_steps=30)
     opt.restart()

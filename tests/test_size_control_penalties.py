@@ -19,6 +19,7 @@ def one_by_one(model: nn.Module, penalty: dp.Penalty) -> Any:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grouped", [True, False])
 def test_the_size_of_low_rank_is_that_after_factorizing(grouped: bool) -> None:
     for name in ("mlp", "cnn"):
