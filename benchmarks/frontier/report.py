@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 Curves = dict[str, list[Point]]
 OURS = "dualprox"
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#555555")
+OUR_COLORS = ("#D55E00", "#009E73", "#7B3294", "#8C6D31", "#C51B7D", "#4D9221")
+COLORS = ("#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#555555", "#000000", "#999933")
+TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)
 COLUMNS = (
     "task", "method", "seed", "target", "status", "size", "params", "params_dense", "nonzero",
     "macs", "macs_dense", "metric", "validation", "test", "train_seconds", "epochs",
@@ -227,6 +229,10 @@ def draw(axes: "Axes", records: Sequence[Record], colors: Mapping[str, str], *, 
                 zorder=1,
             )
     axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in TICKS if low <= tick <= high]
+    axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
     axes.set_xlabel("MACs, % of dense" if macs else "parameters, % of dense")
     axes.set_ylabel("test accuracy, %" if metric == "accuracy" else "test perplexity")
     axes.spines[["top", "right"]].set_visible(False)
@@ -237,7 +243,10 @@ def figure(records: Sequence[Record]) -> "Figure":
     from matplotlib.figure import Figure
 
     methods = list(dict.fromkeys(record["method"] for record in records))
-    colors = {name: COLORS[place % len(COLORS)] for place, name in enumerate(methods)}
+    ours = [name for name in methods if name.startswith(OURS)]
+    theirs = [name for name in methods if not name.startswith(OURS)]
+    colors = {name: OUR_COLORS[place % len(OUR_COLORS)] for place, name in enumerate(ours)}
+    colors |= {name: COLORS[place % len(COLORS)] for place, name in enumerate(theirs)}
     made = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = made.subplots(1, 2)
     draw(left, records, colors, macs=False)
