@@ -65,7 +65,7 @@ def test_it_learns_what_the_data_say() -> None:
     result = fitted(epochs=20)
     assert [row["epoch"] for row in result.history] == list(range(1, 21))
     assert [row["stage"] for row in result.history] == sorted(
-        (row["stage"] for row in result.history), key=["search", "hold", "refit"].index
+        (row["stage"] for row in result.history), key=["warmup", "search", "hold", "refit"].index
     )
     model = result.model.eval()
     x, y = (torch.cat(parts) for parts in zip(*batches("mlp"), strict=True))
@@ -76,7 +76,7 @@ def test_it_learns_what_the_data_say() -> None:
 def test_without_refit_the_hold_lasts_to_the_end() -> None:
     result = fitted(refit=False, epochs=5)
     assert result.plan.refit_epochs == 0
-    assert {row["stage"] for row in result.history} == {"search", "hold"}
+    assert {row["stage"] for row in result.history} == {"warmup", "search", "hold"}
     strengths = [row["strength"] for row in result.history if row["stage"] == "hold"]
     assert len(set(strengths)) == 1
     assert result.reached == pytest.approx(entries(result.model) / entries(network("mlp")))
@@ -87,7 +87,7 @@ def test_one_step_an_epoch_is_enough_for_all_stages(refit: bool) -> None:
     """Stages shorter than a step are rounded to one: the network is cut and refitted."""
     result = fitted(epochs=2, loader=batches("mlp", 1), refit=refit)
     assert [row["stage"] for row in result.history] == (
-        ["refit", "refit"] if refit else ["hold", "hold"]
+        ["refit", "refit"] if refit else ["search", "search"]
     )
     assert entries(result.model) < entries(network("mlp"))
 
@@ -206,11 +206,11 @@ def test_watch_sees_the_structured_point_and_leaves_no_trace() -> None:
         seen.append((row.stage, int(columns.sum()), len(columns)))
         row.model.eval()
 
-    result = fitted(model=model, watch=watch, epochs=8, search=0.5)
-    unwatched = fitted(epochs=8, search=0.5)
+    result = fitted(model=model, watch=watch, epochs=8, warmup=0.15, search=0.7)
+    unwatched = fitted(epochs=8, warmup=0.15, search=0.7)
     assert result.history == unwatched.history
     stages = [stage for stage, _, _ in seen]
-    assert {"search", "hold", "refit"} == set(stages)
+    assert {"warmup", "search", "hold", "refit"} == set(stages)
     for stage, live, width in seen:
         assert width == 40 if stage != "refit" else live == width < 40
     assert min(live for stage, live, _ in seen if stage == "hold") < 40
@@ -244,7 +244,7 @@ def test_a_loss_that_is_not_finite_stops_it() -> None:
         calls.append(1)
         return cross_entropy(outputs, targets) * (float("nan") if len(calls) > 5 else 1.0)
 
-    with pytest.raises(ValueError, match=r"loss is nan in epoch 1: lr 0\.005 and refit_lr"):
+    with pytest.raises(ValueError, match=r"loss is nan in epoch 1: lr 0\.002 and refit_lr"):
         fitted(loss=loss)
     with pytest.raises(ValueError, match="loss is nan in epoch 1"):
         calls.clear()

@@ -64,14 +64,11 @@ def test_other_sizes_can_be_asked_for(target: list[str], tmp_path: Path) -> None
         assert reached <= value * 1.03
 
 
-def test_a_size_that_no_network_has_is_exit_code_1_and_says_why(tmp_path: Path, capsys) -> None:
+def test_a_size_that_no_network_has_is_refused_before_training(tmp_path: Path, capsys) -> None:
     """The 64 inputs and the ten outputs stay: five parameters cannot be had."""
     args = ["fit", "digits_mlp_ramda", "--params", "5", "--out", str(tmp_path / "fit"), *SHORT]
-    assert main(args) == 1
-    seen = capsys.readouterr()
-    assert "NOT reached" in seen.out and "instead of 5: what is left cannot go" in seen.err
-    summary = json.loads((tmp_path / "fit" / "summary.json").read_text())
-    assert not summary["is_reached"] and summary["reached"] > 5
+    assert main(args) == 2
+    assert "params=5 cannot be reached" in capsys.readouterr().err
 
 
 def test_too_little_sparsity_is_not_taken_for_a_small_network() -> None:

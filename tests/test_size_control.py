@@ -293,12 +293,14 @@ def test_every_step_is_counted_and_looked_at_when_due() -> None:
 
 @pytest.mark.parametrize("keeps", [True, False])
 def test_the_last_group_of_a_layer_lives_unless_it_may_die(keeps: bool) -> None:
-    """At a learning rate and a goal with which the last layer's channels all would go."""
+    """With strengths of which the last layer's is a thousand times the others'."""
     model, data = network("mlp"), batches("mlp")
-    opt = dp.RMDA(groups_of(model, data), lr=0.1)
+    strong = {"4.weight": dp.GroupLasso(1000.0), "*": dp.GroupLasso(1.0)}
+    groups = dp.param_groups(model, strong, coupled=True, example_input=data[0][0])
+    opt = dp.RMDA(groups, lr=0.1)
     target = dp.TargetSize(params=0.1, at_least={} if keeps else {"4.weight": 0.0})
     control = dp.SizeControl(
-        opt, model, target, data[0][0], ramp_steps=19, hold_from=24, every=2
+        opt, model, target, data[0][0], ramp_steps=19, hold_from=24, every=2, balance=False
     )  # fmt: skip
     least = []
     for _ in range(24):
