@@ -388,9 +388,9 @@ def test_without_the_lab_extras_the_core_imports_and_train_says_what_to_install(
 
 
 def test_importing_dualprox_costs_little_beside_torch():
-    """The bound of 0.3 s, with the best of three against a busy machine."""
-    program = "import torch, time; t = time.perf_counter(); import dualprox; "
-    program += "print(time.perf_counter() - t)"
+    """The bound of 0.3 s of processor time, so that a busy machine does not matter."""
+    program = "import torch, time; t = time.process_time(); import dualprox; "
+    program += "print(time.process_time() - t)"
     times = [
         float(subprocess.check_output([sys.executable, "-c", program], text=True)) for _ in range(3)
     ]

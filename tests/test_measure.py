@@ -172,7 +172,8 @@ def test_compare_sees_which_one_is_faster():
     slow, fast = dp.compare(Slow(12), Slow(3), x, batch_sizes=(50,), seconds=0.2)
     assert slow.macs == 12 * 200 * 200 and fast.macs == 3 * 200 * 200
     times = [cost.latencies[0].timing for cost in (slow, fast)]
-    assert times[0] and times[1] and 2 < times[0].median / times[1].median < 8
+    # Lower quartiles: a busy machine adds to the others.
+    assert times[0] and times[1] and 2 < times[0].q1 / times[1].q1 < 8
 
 
 def test_settings_are_checked():
