@@ -135,8 +135,12 @@ def task_table(records: Sequence[Record]) -> str:
             cells = [cell(curve[0], first["metric"]) + " at 100 %"] + [""] * (len(targets) - 1)
         else:
             by_target = {point.target: point for point in curve}
+            broken = {r["target"] for r in final if r["method"] == name and r["status"] != "ok"}
             cells = [
-                cell(by_target[t], first["metric"]) if t in by_target else "failed" for t in targets
+                cell(by_target[t], first["metric"])
+                if t in by_target
+                else ("failed" if t in broken else "not run")
+                for t in targets
             ]
         # Latency of the smallest networks.
         least = min(runs, key=lambda run: run["size"])["target"]
