@@ -26,7 +26,7 @@ from .frozen import (
     mark,
 )
 from .fused import IMPLEMENTATIONS, Plan, make_plan, why_unavailable
-from .options import Options, SolveReport
+from .options import Options, SolveReport, check_options
 from .solve import solve
 from .state import StatefulOptimizer
 from .unit import (
@@ -63,12 +63,7 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
     def __init__(
         self, params: ParamsT, defaults: dict[str, Any], **options: Unpack[Options]
     ) -> None:
-        known = Options.__annotations__
-        for name, value in options.items():
-            if name not in known:
-                raise TypeError(f"{type(self).__name__} has no option {name!r}")
-            if name in ("foreach", "fused", "differentiable") and value:
-                raise ValueError(f"{name} must be unset or False, got {value!r}")
+        check_options(type(self).__name__, options)
         self._certify = options.get("certify", False)
         shared = {
             "maximize": options.get("maximize", False),

@@ -1,7 +1,8 @@
 """What every optimizer is told by keyword, and what it tells of its last step."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 
 class Options(TypedDict, total=False):
@@ -47,3 +48,12 @@ class SolveReport:
     name: str
     iterations: int
     certificate: float | None
+
+
+def check_options(owner: str, options: Mapping[str, Any]) -> None:
+    """Raise for options that the optimizer `owner` does not have or that must be unset."""
+    for name, value in options.items():
+        if name not in Options.__annotations__:
+            raise TypeError(f"{owner} has no option {name!r}")
+        if name in ("foreach", "fused", "differentiable") and value:
+            raise ValueError(f"{name} must be unset or False, got {value!r}")
