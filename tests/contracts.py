@@ -1,5 +1,6 @@
 """The tables that the laws run over: a new penalty or optimizer adds one row here."""
 
+import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -171,3 +172,37 @@ def assert_same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
 def snapshot(opt: torch.optim.Optimizer) -> list[torch.Tensor]:
     """Copies of all state tensors."""
     return [t.clone() for state in opt.state.values() for t in state.values()]
+
+
+def assert_resumes(made: Callable[[], Any], saved_at: int, last: int) -> tuple[Any, Any]:
+    """A run that is saved, loaded into fresh objects and continued has the bits of one in one go.
+
+    Args:
+        made: new parameters, optimizer, schedule of stages, and the function that sets gradients.
+        saved_at: steps before saving.
+        last: steps in all.
+
+    Returns:
+        The optimizer that was loaded, and the saved state of the schedule.
+    """
+
+    def steps(opt: Any, stages: Any, set_gradients: Any, which: range) -> None:
+        for step in which:
+            run(opt, set_gradients, range(step, step + 1))
+            stages.step()
+
+    params, opt, stages, set_gradients = made()
+    steps(opt, stages, set_gradients, range(saved_at))
+    buffer = io.BytesIO()
+    torch.save([[p.detach() for p in params], opt.state_dict(), stages.state_dict()], buffer)
+    steps(opt, stages, set_gradients, range(saved_at, last))
+    buffer.seek(0)
+    weights, saved, saved_stages = torch.load(buffer, weights_only=True)
+    others, twin, twin_stages, set_others = made()
+    for p, weight in zip(others, weights, strict=True):
+        p.data.copy_(weight)
+    twin.load_state_dict(saved)
+    twin_stages.load_state_dict(saved_stages)
+    steps(twin, twin_stages, set_others, range(saved_at, last))
+    assert_same([*params, *snapshot(opt)], [*others, *snapshot(twin)])
+    return twin, saved_stages

@@ -1,7 +1,6 @@
 """Coupled groups are saved, copied and refused like any penalty, and say what is wrong."""
 
 import copy
-import io
 import pickle
 from typing import Any
 
@@ -9,7 +8,15 @@ import pytest
 import torch
 
 import dualprox as dp
-from contracts import MEMBERS, OPTIMIZERS, assert_same, coupling_of, run, snapshot
+from contracts import (
+    MEMBERS,
+    OPTIMIZERS,
+    assert_resumes,
+    assert_same,
+    coupling_of,
+    run,
+    snapshot,
+)
 from coupled_cases import PENALTIES, SHAPES, STREAM, coupled, gradients, parameters
 from oracles.coupled import gathered
 
@@ -27,28 +34,9 @@ def test_saving_and_loading_changes_no_bit_of_what_follows(maker, saved_at, dtyp
         opt = maker([{"params": params, "penalty": coupled()}], maximize=True)
         return params, opt, dp.StageSchedule(opt, [2, 5], 0.3), gradients(params)
 
-    def steps(opt: Any, stages: Any, set_gradients: Any, which: range) -> None:
-        for step in which:
-            run(opt, set_gradients, range(step, step + 1))
-            stages.step()
-
-    params, opt, stages, set_gradients = made()
-    steps(opt, stages, set_gradients, range(saved_at))
-    buffer = io.BytesIO()
-    weights = [p.detach() for p in params]
-    torch.save((weights, opt.state_dict(), stages.state_dict()), buffer)
-    steps(opt, stages, set_gradients, range(saved_at, 12))
-    buffer.seek(0)
-    weights, saved, saved_stages = torch.load(buffer, weights_only=True)
-    others, twin, twin_stages, set_others = made()
-    for p, weight in zip(others, weights, strict=True):
-        p.data.copy_(weight)
-    twin.load_state_dict(saved)
-    twin_stages.load_state_dict(saved_stages)
-    steps(twin, twin_stages, set_others, range(saved_at, 12))
-    assert_same([*params, *snapshot(opt)], [*others, *snapshot(twin)])
+    twin, _ = assert_resumes(made, saved_at, 12)
     assert all(
-        state.dtype == torch.float64 or state.dtype == torch.float32 for state in snapshot(opt)
+        state.dtype == torch.float64 or state.dtype == torch.float32 for state in snapshot(twin)
     )
 
 

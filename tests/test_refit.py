@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import dualprox as dp
-from contracts import MEMBERS, OPTIMIZERS, Maker, assert_same, coupling_of
+from contracts import MEMBERS, OPTIMIZERS, Maker, assert_same, coupling_of, snapshot
 from oracles import algorithms
 from oracles.cases import NoisyQuadratic, oracle
 
@@ -317,6 +317,31 @@ def test_there_must_be_a_structure():
         opt.freeze_structure_()
     with pytest.raises(ValueError, match="frozen must be False in a new group"):
         dp.RMDA([{"params": [w], "penalty": dp.L1(1.0), "frozen": True}], lr=0.1)
+
+
+class Trend(dp.GroupLasso):
+    """A penalty whose manifold is no coordinate subspace."""
+
+    def live_entries(self, w: torch.Tensor) -> None:
+        """None: no entry is free or dead by itself."""
+
+
+@every
+def test_a_penalty_without_live_entries_is_refused_before_anything_changes(maker):
+    first, second = (torch.nn.Parameter(torch.linspace(-1, 1, 6).view(2, 3)) for _ in range(2))
+    groups = [
+        {"params": [first], "penalty": dp.GroupLasso(0.1)},
+        {"params": [second], "penalty": Trend(0.1)},
+    ]
+    opt = maker(groups)
+    for _ in range(3):
+        first.grad, second.grad = torch.ones(2, 3), torch.ones(2, 3)
+        opt.step()
+    before = [t.clone() for t in (first, second)] + snapshot(opt)
+    with pytest.raises(TypeError, match=r"penalty of 1\.0 must .* of Trend\(.*\) returns None"):
+        opt.freeze_structure_()
+    assert_same(before, [first, second, *snapshot(opt)])
+    assert not any(group["frozen"] for group in opt.param_groups)
 
 
 @every

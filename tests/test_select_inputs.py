@@ -248,7 +248,7 @@ def test_what_cannot_select_says_why() -> None:
             return y + self.sized(x) + self.free(x)
 
     class Own(Linear):
-        pass
+        """Linear by another name."""
 
     model = Reads()
     for layer in model.children():

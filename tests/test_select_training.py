@@ -134,7 +134,7 @@ def test_a_weight_of_which_some_inputs_stay_has_groups_for_all() -> None:
 
 def test_convolutions_and_what_cannot_select_stay_free() -> None:
     class Own(Linear):
-        pass
+        """Linear by another name."""
 
     model = Sequential(nn.Conv2d(2, 3, 3), ReLU(), nn.Flatten(), LayerNorm(12), Own(12, 2))
     model.append(ReLU()).append(Linear(2, 2))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import dualprox as dp
-from contracts import OPTIMIZERS, assert_same, grouped, run, small_problem
+from contracts import OPTIMIZERS, assert_resumes, assert_same, grouped, run, small_problem
 
 every = pytest.mark.parametrize("maker", OPTIMIZERS, ids=str)
 averaging = pytest.mark.parametrize("maker", [m for m in OPTIMIZERS if m.averages], ids=str)
@@ -225,25 +225,7 @@ def test_a_refit_resumes_bit_by_bit(maker, saved_at):
         stages = dp.StageSchedule(opt, [2, 4], refit=True)
         return params, opt, stages, set_gradients
 
-    def steps(opt, stages, set_gradients, which):
-        for step in which:
-            run(opt, set_gradients, range(step, step + 1))
-            stages.step()
-
-    params, opt, stages, set_gradients = made()
-    steps(opt, stages, set_gradients, range(saved_at))
-    buffer = io.BytesIO()
-    torch.save([[p.detach() for p in params], opt.state_dict(), stages.state_dict()], buffer)
-    steps(opt, stages, set_gradients, range(saved_at, 9))
-    buffer.seek(0)
-    values, opt_state, stages_state = torch.load(buffer, weights_only=True)
-    others, twin, twin_stages, set_others = made()
-    for p, value in zip(others, values, strict=True):
-        p.data.copy_(value)
-    twin.load_state_dict(opt_state)
-    twin_stages.load_state_dict(stages_state)
-    steps(twin, twin_stages, set_others, range(saved_at, 9))
-    assert_same([*params], [*others])
+    twin, stages_state = assert_resumes(made, saved_at, 9)
     assert twin.param_groups[0]["frozen"] is True
     with pytest.raises(ValueError, match="refit was saved as True, this schedule has False"):
         dp.StageSchedule(twin, [2, 4]).load_state_dict(stages_state)

@@ -146,11 +146,10 @@ def _train(args: argparse.Namespace) -> int:
 
 def _finish(folder: Path) -> int:
     """Train what is left of a run folder, write its report and print it."""
-    from .data import DataError
     from .report import write_report
-    from .train import RunFolderError, go_on, read_run
+    from .train import go_on, read_run
 
-    try:
+    def train() -> int:
         run = read_run(folder)
         if (folder / "summary.json").exists():
             print(f"{folder} is finished already:")
@@ -160,29 +159,17 @@ def _finish(folder: Path) -> int:
             with console.stoppable(), console.progress(names) as show:
                 training = go_on(folder, lambda run, row: show(run.recipe, run.epochs, row))
                 write_report(training, folder)
-    except (RunFolderError, DataError) as error:
-        raise UsageError(str(error)) from None
-    except FloatingPointError as error:
-        print(f"dualprox: {error}", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, console.Terminated) as reason:
-        return console.stopped(reason, f"go on with: dualprox train --resume {folder}")
-    _print_summary(folder, run)
-    return 0
+        _print_summary(folder, run)
+        return 0
+
+    return console.exit_code(train, f"go on with: dualprox train --resume {folder}")
 
 
 def _print_summary(folder: Path, run: Run) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from .report import rows
 
     summary = json.loads((folder / "summary.json").read_text())
-    table = Table(title=f"{run.recipe}, seed {run.seed}", show_header=False)
-    for name, value in rows(summary):
-        table.add_row(name, value)
-    Console().print(table)
-    print(f"run folder: {folder}")
+    console.print_summary(f"{run.recipe}, seed {run.seed}", rows(summary), folder)
 
 
 def _shrink(args: argparse.Namespace) -> int:

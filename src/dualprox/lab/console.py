@@ -4,12 +4,12 @@ import argparse
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from .data import CATALOGUE
+from .data import CATALOGUE, DataError
 from .recipes import RECIPES
 from .settings import Run
 from .usage import UsageError
@@ -76,10 +76,40 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def stopped(reason: BaseException, advice: str) -> int:
-    """Say what to do after Ctrl-C or SIGTERM, and return the exit code of either."""
-    print(f"\nstopped; {advice}", file=sys.stderr)
-    return 130 if isinstance(reason, KeyboardInterrupt) else 143
+def exit_code(work: Callable[[], int], advice: str) -> int:
+    """Do the work of a run folder, and return its exit code, or that of its failure.
+
+    Args:
+        work: training and printing; returns its exit code.
+        advice: what to do after Ctrl-C or SIGTERM.
+
+    Raises:
+        UsageError: the folder or the data cannot be used.
+    """
+    from .train import RunFolderError
+
+    try:
+        return work()
+    except (RunFolderError, DataError) as error:
+        raise UsageError(str(error)) from None
+    except FloatingPointError as error:
+        print(f"dualprox: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, Terminated) as reason:
+        print(f"\nstopped; {advice}", file=sys.stderr)
+        return 130 if isinstance(reason, KeyboardInterrupt) else 143
+
+
+def print_summary(title: str, rows: Iterable[tuple[str, str]], folder: Path) -> None:
+    """Names and values as a table, and where they come from."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False)
+    for name, value in rows:
+        table.add_row(name, value)
+    Console().print(table)
+    print(f"run folder: {folder}")
 
 
 @contextlib.contextmanager

@@ -63,9 +63,7 @@ def add_fit(commands: Any) -> None:
 
 def _fit(args: argparse.Namespace) -> int:
     require_extras()
-    from .data import DataError
     from .fit_run import begin, fit_run, go
-    from .train import RunFolderError
 
     settings = list(args.settings)
     for name in ("epochs", "seed"):
@@ -73,23 +71,25 @@ def _fit(args: argparse.Namespace) -> int:
             settings.append(f"{name}={getattr(args, name)}")
     recipe = console.recipe_named(args.recipe)
     folder = args.out or console.fresh_folder(f"{recipe.recipe}-fit")
-    try:
-        wish = fit_run(recipe, settings, _target(args), args.select_inputs)
-        begin(wish, folder)
-        console.print_caveat(wish.run)
-        name, epochs = recipe.recipe, wish.run.epochs
-        with console.stoppable(), console.progress([name]) as show:
-            summary = go(wish, folder, lambda row: show(name, epochs, row))
-    except (ValueError, DataError, RunFolderError, OSError, dp.ShrinkError) as error:
-        raise UsageError(str(error)) from None
-    except (KeyboardInterrupt, console.Terminated) as reason:
-        return console.stopped(reason, f"{folder} holds the metrics so far; a fit begins anew")
-    show_fit(folder)
-    if not summary["is_reached"]:
+
+    def train() -> int:
+        try:
+            wish = fit_run(recipe, settings, _target(args), args.select_inputs)
+            begin(wish, folder)
+            console.print_caveat(wish.run)
+            name, epochs = recipe.recipe, wish.run.epochs
+            with console.stoppable(), console.progress([name]) as show:
+                summary = go(wish, folder, lambda row: show(name, epochs, row))
+        except (ValueError, OSError, dp.ShrinkError) as error:
+            raise UsageError(str(error)) from None
+        show_fit(folder)
+        if summary["is_reached"]:
+            return 0
         for note in summary["notes"]:
             print(f"dualprox: {note}", file=sys.stderr)
         return 1
-    return 0
+
+    return console.exit_code(train, f"{folder} holds the metrics so far; a fit begins anew")
 
 
 def _target(args: argparse.Namespace) -> dp.TargetSize:
@@ -109,17 +109,11 @@ def _target(args: argparse.Namespace) -> dp.TargetSize:
 
 def show_fit(folder: Path) -> None:
     """Print what a fit came to, or that it did not end."""
-    from rich.console import Console
-    from rich.table import Table
-
     from .fit_run import rows
 
     if not (folder / "summary.json").exists():
         print(f"{folder} holds a fit that did not end; a fit begins anew")
         return
     summary = json.loads((folder / "summary.json").read_text())
-    table = Table(title=f"fit of {summary['recipe']}, seed {summary['seed']}", show_header=False)
-    for name, value in rows(summary):
-        table.add_row(name, value)
-    Console().print(table)
-    print(f"run folder: {folder}")
+    title = f"fit of {summary['recipe']}, seed {summary['seed']}"
+    console.print_summary(title, rows(summary), folder)

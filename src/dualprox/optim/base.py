@@ -21,9 +21,9 @@ from .frozen import (
     MARKS,
     acting_groups,
     can_freeze,
+    found_marks,
     hold,
     holds_support,
-    mark,
 )
 from .fused import IMPLEMENTATIONS, Plan, make_plan, why_unavailable
 from .options import Options, SolveReport, check_options
@@ -345,8 +345,7 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
     @torch.no_grad()
     def finalize_(self) -> None:
         """Make the structured point the iterate, for good."""
-        if self._structured_depth:
-            raise RuntimeError("finalize_() inside structured() would be undone on exit")
+        self._refuse_inside_structured("finalize_()")
         for param, point in self._all_structured_points():
             param.copy_(point)
 
@@ -369,17 +368,32 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
 
         Raises:
             ValueError: no group has a penalty that is no constraint.
+            TypeError: a penalty's `live_entries` returns None; nothing is changed.
 
         Source: docs/math.md#refit.
         """
         groups = [group for group in self.param_groups if can_freeze(group["penalty"])]
         if not groups:
             raise ValueError("a group must have a penalty that is no constraint, got none")
-        self.finalize_()
-        self.restart()
+        self._refuse_inside_structured("freeze_structure_()")
+        found: list[tuple[Unit, list[Tensor], list[dict[str, Tensor]]]] = []
         for unit in self.units():
+            points = [
+                p.to(q.dtype)
+                for p, q in zip(self.structured_points(unit), unit.params, strict=True)
+            ]
+            marks: list[dict[str, Tensor]] = [{} for _ in points]
             if can_freeze(unit.group["penalty"]):
-                mark(unit, [self.ready_state(param, unit.group) for param in unit.params])
+                marks = found_marks(unit, points, self.state)
+            found.append((unit, points, marks))
+        # Nothing has changed so far, and from here on no penalty is asked that could refuse.
+        for unit, points, _ in found:
+            for param, point in zip(unit.params, points, strict=True):
+                param.copy_(point)
+        self.restart()
+        for unit, _, marks in found:
+            for param, own in zip(unit.params, marks, strict=True):
+                self.ready_state(param, unit.group).update(own)
         for group in groups:
             group["frozen"] = True
             for param in group["params"]:
@@ -387,6 +401,10 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
 
     def _forget(self, state: dict[str, Tensor]) -> None:
         """Called when the point that a state leads to is no longer the structured one."""
+
+    def _refuse_inside_structured(self, call: str) -> None:
+        if self._structured_depth:
+            raise RuntimeError(f"{call} inside structured() would be undone on exit")
 
     def _all_structured_points(self) -> list[tuple[Tensor, Tensor]]:
         return [

@@ -45,13 +45,14 @@ def live_entries(unit: Unit, points: Sequence[Tensor]) -> list[Tensor]:
     """Which entries of a unit's parameters may move, as bool tensors laid out like them.
 
     Raises:
-        NotImplementedError: the penalty's manifold is no coordinate subspace.
+        TypeError: the penalty's manifold is no coordinate subspace.
     """
     penalty = unit.group["penalty"]
     found: Any = penalty.live_entries(unit.point([whole(point.detach()) for point in points]))
     if found is None:
-        raise NotImplementedError(
-            f"{type(penalty).__name__} has no live entries, of which a frozen structure consists"
+        raise TypeError(
+            f"penalty of {unit.name} must tell its live entries, of which a frozen structure "
+            f"consists; live_entries of {penalty} returns None"
         )
     parts = found.tensors() if len(unit.params) > 1 or hasattr(found, "tensors") else [found]
     return [
@@ -62,18 +63,24 @@ def live_entries(unit: Unit, points: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def mark(unit: Unit, states: Sequence[dict[str, Tensor]]) -> None:
-    """Write the structure that the parameters of a unit have into their states.
+def found_marks(unit: Unit, points: Sequence[Tensor], state: State) -> list[dict[str, Tensor]]:
+    """The structure that the parameters of a unit have at these points, to be kept in their state.
 
-    What has been frozen before can only get less.
+    What has been frozen before can only get less. Nothing is changed.
     """
+    before = [state.get(param, {}) for param in unit.params]
     if has_rank(unit.group["penalty"]):
-        for param, state in zip(unit.params, states, strict=True):
-            rank = torch.tensor(float(numerical_rank(param.detach())), dtype=torch.float64)
-            state["rank"] = torch.minimum(rank, state["rank"]) if "rank" in state else rank
-        return
-    for live, state in zip(live_entries(unit, unit.params), states, strict=True):
-        state["live"] = live.logical_and_(state["live"]) if "live" in state else live
+        ranks = [
+            torch.tensor(float(numerical_rank(point)), dtype=torch.float64) for point in points
+        ]
+        return [
+            {"rank": torch.minimum(rank, known.get("rank", rank))}
+            for rank, known in zip(ranks, before, strict=True)
+        ]
+    return [
+        {"live": live.logical_and_(known["live"]) if "live" in known else live}
+        for live, known in zip(live_entries(unit, points), before, strict=True)
+    ]
 
 
 def acting_groups(

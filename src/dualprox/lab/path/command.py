@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,12 +127,10 @@ def _listed(text: str | None) -> int | list[float]:
 
 def _finish(folder: Path) -> int:
     """Train what is left of a path, and print its table."""
-    from ..data import DataError
-    from ..train import RunFolderError
     from .curve import write_curve
     from .sweep import DENSE, read_sweep, walk
 
-    try:
+    def sweep_on() -> int:
         sweep = read_sweep(folder)
         if (folder / "summary.json").exists():
             print(f"{folder} is finished already:")
@@ -143,15 +140,10 @@ def _finish(folder: Path) -> int:
             with console.stoppable(), console.progress(names, lines=1) as show:
                 rows = walk(folder, show)
                 write_curve(sweep, rows, folder)
-    except (RunFolderError, DataError) as error:
-        raise UsageError(str(error)) from None
-    except FloatingPointError as error:
-        print(f"dualprox: {error}", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, console.Terminated) as reason:
-        return console.stopped(reason, f"go on with: dualprox path --resume {folder}")
-    show_path(folder)
-    return 0
+        show_path(folder)
+        return 0
+
+    return console.exit_code(sweep_on, f"go on with: dualprox path --resume {folder}")
 
 
 def show_path(folder: Path) -> None:
