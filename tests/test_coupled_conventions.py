@@ -177,6 +177,16 @@ def test_a_subclass_must_say_that_it_takes_bundles():
             ValueError,
             r"counted must be an int >= 1 for each of the 4 groups, got \(1, 2, 0, 4\)",
         ),
+        (
+            lambda: dp.Coupling(coupling_of(MEMBERS).members, weights=(1.0, 2.0, -1.0, 4.0)),
+            ValueError,
+            r"weights must be a finite number >= 0 for each of the 4 groups, got \(1.0, 2.0, -1.0",
+        ),
+        (
+            lambda: dp.Coupling(coupling_of(MEMBERS).members, weights=(1.0, 2.0)),
+            ValueError,
+            r"for each of the 4 groups, got \(1.0, 2.0\)",
+        ),
         (lambda: coupling_of([]), ValueError, "members must have a slice in a group, got none"),
         (lambda: coupling_of([((3, 1), 1, 1, 1, (-1,))]), ValueError, "got none"),
         (lambda: dp.Coupling(SHAPES), TypeError, "members must be Member objects"),  # pyright: ignore

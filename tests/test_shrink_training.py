@@ -1,6 +1,7 @@
 """Dead groups leave model and optimizer while training goes on."""
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -111,6 +112,40 @@ def test_the_smaller_network_takes_the_steps_of_the_larger(
             assert not dense.get_parameter(param_name)[mask].any()
         for group in held:
             assert all(twin_opt.state[p]["live"].shape == p.shape for p in group["params"])
+
+
+def penalized(opt: dp.ProximalOptimizer, param: torch.Tensor) -> dict[str, Any]:
+    return next(g for g in opt.param_groups if any(p is param for p in g["params"]))
+
+
+def test_groups_keep_their_weights_through_two_cuts() -> None:
+    """Those of the sizes that they had at first, times their own factors."""
+    torch.manual_seed(1)
+    model: nn.Module = Residual().double()
+    x, _ = data()
+    opt = dp.RMDA(dp.param_groups(model, dp.GroupLasso(0.1), coupled=True, example_input=x), lr=0.1)
+    group = penalized(opt, model.get_parameter("a.weight"))
+    factors = (1.0, 0.0, 3.0, 0.5, 2.0, 7.0, 1.5, 0.25)
+    coupling = dataclasses.replace(group["penalty"].coupling, weights=factors)
+    group["penalty"] = dataclasses.replace(group["penalty"], coupling=coupling)
+    first = coupling.weight(torch.zeros((), dtype=torch.float64), by_size=True)
+    left = list(range(8))
+    for channels, inner in (((1, 4), (2, 3)), ((0, 3), (0, 1))):  # numbered as they are then
+        with torch.no_grad():
+            for name, axis in (("stem", 0), ("b", 0), ("a", 1), ("head", 1)):
+                model.get_parameter(f"{name}.weight").index_fill_(axis, torch.tensor(channels), 0.0)
+            for name, axis in (("a", 0), ("grouped", 0), ("b", 1)):  # so that groups lose entries
+                model.get_parameter(f"{name}.weight").index_fill_(axis, torch.tensor(inner), 0.0)
+        model, _ = dp.shrink_training(model, opt, x)
+        left = [channel for place, channel in enumerate(left) if place not in channels]
+        reader = model.get_parameter("a.weight")
+        assert reader.shape[1] == len(left)
+        group = penalized(opt, reader)
+        now = group["penalty"].coupling.weight(torch.zeros((), dtype=torch.float64), by_size=True)
+        torch.testing.assert_close(now, first[left])
+        names = ["weight"] * len(group["params"])
+        group["penalty"].coupling.check([p.shape for p in group["params"]], names)
+    assert group["penalty"].coupling.size().tolist() != coupling.size()[left].tolist()
 
 
 def test_names_and_indices_map_back_through_two_plans() -> None:

@@ -8,7 +8,7 @@ vector, of which no copy is made.
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -92,9 +92,11 @@ class Coupling:
         members: the tensors, in the order of the parameters in their param group.
         counted: the size of each group that its weight goes by; None for its entries. Groups that
             have lost entries, which were zero, so keep their weight.
+        weights: a factor >= 0 on the weight of each group; None for 1. With 0 a group is free.
 
     Raises:
-        ValueError: the groups are not numbered from 0 on without a gap, or not all are counted.
+        ValueError: the groups are not numbered from 0 on without a gap, or not all are counted or
+            weighted.
 
     Example:
         >>> reader = Member((4, 3), Slices(axis=1), (0, 1, 2))
@@ -106,6 +108,7 @@ class Coupling:
 
     members: tuple[Member, ...]
     counted: tuple[int, ...] | None = None
+    weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "members", tuple(self.members))
@@ -124,9 +127,14 @@ class Coupling:
             object.__setattr__(self, "counted", tuple(self.counted))
             ok = len(self.counted) == len(used) and all(is_count(size) for size in self.counted)
             require(ok, "counted", f"an int >= 1 for each of the {len(used)} groups", self.counted)
+        if self.weights is not None:
+            object.__setattr__(self, "weights", tuple(map(float, self.weights)))
+            ok = len(self.weights) == len(used) and all(0 <= w < math.inf for w in self.weights)
+            rule = f"a finite number >= 0 for each of the {len(used)} groups"
+            require(ok, "weights", rule, self.weights)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"members": self.members, "counted": self.counted}  # not the tables
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # not the tables
 
     def __str__(self) -> str:
         return f"{self.count()} groups in {len(self.members)} tensors"
@@ -163,6 +171,10 @@ class Coupling:
     @cached_property
     def _count(self) -> int:
         return 1 + max(max(member.groups, default=-1) for member in self.members)
+
+    @cached_property
+    def _free_count(self) -> int:
+        return sum(group < 0 for member in self.members for group in member.groups)
 
     @cached_property
     def _sizes(self) -> Tensor:
@@ -291,14 +303,26 @@ class Coupling:
         del shape
         return self._sizes
 
+    def is_grouped(self, device: torch.device) -> Tensor:
+        """True for each group, False for each slice without penalty."""
+        key = (device, "grouped")
+        if key not in self._known:
+            places = torch.arange(self._count + self._free_count, device=device)
+            self._known[key] = places < self._count
+        return self._known[key]
+
     def weight(self, w: Tensor, by_size: bool) -> Tensor:
-        """sqrt(entries) of each group, `counted` or here, or 1; 0 for slices without penalty."""
+        """sqrt(entries) of each group, `counted` or here, or 1, times its factor in `weights`.
+
+        0 for slices without penalty.
+        """
         key = (w.device, w.dtype, by_size)
         if key not in self._known:
             sizes = self._sizes if self.counted is None else torch.tensor(self.counted)
             weight = sizes.double().sqrt() if by_size else torch.ones(self._count)
-            free = sum(group < 0 for member in self.members for group in member.groups)
-            every = torch.cat([weight, weight.new_zeros(free)])
+            if self.weights is not None:
+                weight = weight * torch.tensor(self.weights, dtype=torch.float64)
+            every = torch.cat([weight, weight.new_zeros(self._free_count)])
             self._known[key] = every.to(w.device, w.dtype)
         return self._known[key]
 

@@ -18,6 +18,7 @@ from ..shrinking.footprint import Footprint
 from ..shrinking.inputs import ExampleInput
 from ..shrinking.measure import measure
 from ..shrinking.slim import shrink
+from .hold import held, holding_penalty
 from .levels import MARGIN, Level, require_own_groups, require_sizes, slices_alive
 from .target import TargetSize
 
@@ -51,6 +52,13 @@ class SizeControl:
     the dense size to the target in the first `ramp_steps`:
 
         goal(t) = target + (1 - target) (1 - t / ramp_steps)^3.
+
+    A nonconvex penalty that is flat where groups live holds nothing at constant strength: the mean
+    gradient of a live group vanishes, and with it what outweighs the price of living. So at
+    `hold_from` each is replaced by its linear approximation, the group LASSO with weight 0 for live
+    groups and 1 for dead ones, twice as strong as these need, where its weight has a param group of
+    its own. Under that, convex and constant, the structure found stays unless a dead group's mean
+    gradient grows beyond its strength.
 
     Of each weight, or set of coupled ones, a group stays alive: a network through which nothing
     passes learns nothing more. With an `at_least` of 0, whole layers may die.
@@ -164,6 +172,8 @@ class SizeControl:
         self._thin = factorizable(model, example_input) if has_ranks else set[str]()
         self.strength = max(own)
         self.steps = 0
+        # Of each level, the weights with which it is held.
+        self._held: list[tuple[float, ...] | None] = [None] * len(self.levels)
         self.history: list[SizeRecord] = []
         self._latencies: list[tuple[float, float]] = []
         self.goal = self._target_share()
@@ -228,13 +238,17 @@ class SizeControl:
                 self._aim_at_latency()
             left = max(0.0, 1 - self.steps / self.ramp_steps) ** 3
             self._steer(self.goal + (1 - self.goal) * left)
+        if self.steps == self.hold_from:
+            self._hold()
 
     def land(self) -> float:
         """Set the strength at which the structured point has the target size now; return its size.
 
-        For a refit, right before the structure is frozen: the sums stay what they were.
+        For a refit, right before the structure is frozen: the sums stay what they were. A structure
+        that is held stays as it is, unless it has become larger than the target.
         """
-        return self._steer(self.goal, weigh=False)
+        now = self.size()
+        return now if self.is_held and now <= self.goal else self._steer(self.goal, weigh=False)
 
     def size(self) -> float:
         """The share of the dense size that the structured point has, with the present strength."""
@@ -243,6 +257,29 @@ class SizeControl:
         for level in self.levels:
             level.refresh()
         return self._size(self._strengths(self.strength))
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a nonconvex penalty has been replaced by one that holds its structure."""
+        return any(weights is not None for weights in self._held)
+
+    @torch.no_grad()
+    def _hold(self) -> None:
+        """See the class."""
+        for number, (level, own) in enumerate(
+            zip(self.levels, self._strengths(self.strength), strict=True)
+        ):
+            penalty = holding_penalty(level, own)
+            if penalty is not None:
+                self._held[number] = penalty.coupling.weights
+                level.become(penalty)
+        self._rebase()
+
+    def _rebase(self) -> None:
+        """Count strengths from what the penalties have now."""
+        for number, level in enumerate(self.levels):
+            own = float(level.unit.group["penalty"].own_strength())
+            self.ratios[number], self.weights[number] = own / self.strength, 1.0
 
     @torch.no_grad()
     def _steer(self, goal: float, weigh: bool = True) -> float:
@@ -350,6 +387,7 @@ class SizeControl:
             "strength": self.strength,
             "strengths": [level.unit.group["penalty"].own_strength() for level in self.levels],
             "weights": list(self.weights),
+            "held": [None if own is None else list(own) for own in self._held],
             "goal": self.goal,
             "latencies": [list(pair) for pair in self._latencies],
             "history": [asdict(record) for record in self.history],
@@ -369,4 +407,10 @@ class SizeControl:
         self.weights, self.goal = list(state["weights"]), state["goal"]
         self._latencies = [(share, known) for share, known in state["latencies"]]
         self.history = [SizeRecord(**record) for record in state["history"]]
+        self._held = [None if own is None else tuple(own) for own in state["held"]]
+        for level, own, weights in zip(self.levels, state["strengths"], self._held, strict=True):
+            if weights is not None:
+                level.become(held(level, own, weights))
         self._set(state["strengths"])
+        if self.is_held:
+            self._rebase()

@@ -263,6 +263,7 @@ class _Fitting:
                 )
             self.control.step()
             if self.taken == self.hold_from:
+                self.opt.finalize_()  # what is dead begins the stage at zero
                 self.opt.restart()
                 for group in self.opt.param_groups:
                     group["ramp"] = True

@@ -71,6 +71,11 @@ class Level:
         self.problem = self.opt.last_subproblem(self.unit) if moved else None
         self._critical = _critical_strengths(self.problem, self.base) if self.problem else None
 
+    def become(self, penalty: Penalty) -> None:
+        """Have another penalty on the same groups from now on."""
+        self.base = self.unit.group["penalty"] = penalty
+        self.problem = self._critical = None
+
     def typical_strength(self, strength: float) -> float:
         """The mean critical strength of the groups that live at a strength.
 

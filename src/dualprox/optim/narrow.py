@@ -183,9 +183,10 @@ def _narrow_coupled(penalty: Coupled, axes: Sequence[Axes], parts: Sequence[int]
         if slices.conv_groups > 1:
             slices = replace(slices, conv_groups=count)
         members.append(Member(shape, slices, [renumbered.get(group, -1) for group in groups]))
-    sizes = coupling.size().tolist()
+    sizes = coupling.counted or coupling.size().tolist()
     counted = tuple(sizes[group] for group in numbers)
-    return Coupled(penalty.penalty, Coupling(tuple(members), counted))
+    weights = coupling.weights and tuple(coupling.weights[group] for group in numbers)
+    return Coupled(penalty.penalty, Coupling(tuple(members), counted, weights))
 
 
 def _groups_left(member: Member, kept: Axes) -> list[int]:

@@ -16,7 +16,9 @@ class Coupled(DiagonalPenalty):
     """A group penalty over several tensors: psi is that of `penalty`, its groups `coupling`'s.
 
     With z_g all entries of group g in whatever tensor, psi(z) = sum_g psi_g(z_g), and lambda_g is
-    strength * sqrt(entries of g in all tensors). Slices that the coupling leaves free add nothing.
+    strength * sqrt(entries of g in all tensors), times the coupling's own weight of g if it has
+    weights: with `GroupLasso` that is the adaptive group LASSO. Slices that the coupling leaves
+    free add nothing.
 
     It belongs to a param group whose parameters are the members of the coupling, in their order.
     Its methods take all their entries as one vector, `coupling.joint(tensors).vector()`, or as a
@@ -102,9 +104,9 @@ class Coupled(DiagonalPenalty):
     def live_entries(self, w: Tensor) -> Tensor | None:
         """Those of `penalty` in all tensors, and the entries of free slices."""
         joint = self._joint(w)
-        is_free = self.coupling.weight(w, by_size=False).expand_as(joint) == 0
+        is_free = ~self.coupling.is_grouped(w.device)
         live = self.penalty.live_entries(joint)
-        return None if live is None else _like(w, live | is_free)
+        return None if live is None else _like(w, live | is_free.expand_as(joint))
 
     def residual(self, w: Tensor, g: Tensor) -> Tensor:
         """dist(-g, d psi(w)); see `Penalty.residual`."""
@@ -117,8 +119,7 @@ class Coupled(DiagonalPenalty):
 
     def penalized_entries(self, w: Tensor) -> Tensor:
         """All but those of free slices."""
-        weight = self.coupling.weight(w, by_size=False)
-        is_penalized = weight.expand_as(self._joint(w)) > 0
+        is_penalized = self.coupling.is_grouped(w.device).expand_as(self._joint(w))
         return _vector(w)[_vector(is_penalized)]
 
     def own_strength(self) -> float | None:
