@@ -21,10 +21,12 @@ FLAT = {
 HOLD_FROM = 40
 
 
-def held(penalty: dp.Penalty, steps: int = HOLD_FROM, **more: Any) -> tuple[Any, Any, Any, Any]:
+def held(
+    penalty: dp.Penalty, steps: int = HOLD_FROM, name: str = "mlp"
+) -> tuple[Any, Any, Any, Any]:
     """A network after some steps of control, the last of them that from which it is held."""
-    model, data = network("mlp"), batches("mlp")
-    opt = dp.RAMDA(groups_of(model, data, penalty, **more), lr=0.01)
+    model, data = network(name), batches(name)
+    opt = dp.RAMDA(groups_of(model, data, penalty), lr=0.01)
     control = dp.SizeControl(
         opt, model, dp.TargetSize(params=0.4), data[0][0],
         ramp_steps=30, hold_from=HOLD_FROM, every=5,
@@ -37,9 +39,11 @@ def live(opt: Any) -> list[torch.Tensor]:
     return [~dead for dead in dp.FrozenSupport.of(opt).dead.values()]
 
 
-@pytest.mark.parametrize("name", FLAT)
-def test_what_was_found_stays_without_shrinking(name: str) -> None:
-    model, opt, control, data = held(FLAT[name])
+@pytest.mark.parametrize(
+    ("name", "net"), [*((name, "mlp") for name in FLAT), ("l0", "transformer"), ("l0", "cnn")]
+)
+def test_what_was_found_stays_without_shrinking(name: str, net: str) -> None:
+    model, opt, control, data = held(FLAT[name], name=net)
     assert control.is_held
     found, size = live(opt), control.size()
     opt.finalize_()

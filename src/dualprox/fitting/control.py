@@ -46,10 +46,11 @@ class SizeRecord:
 class SizeControl:
     """Finds the strength at which the structured point has the size asked for, while training.
 
-    Call `step()` after every optimizer step. Every `every` steps, up to the step `hold_from`, the
+    Call `step()` after every optimizer step. Every `every` steps, up to the step `steer_until`, the
     strength becomes the least at which the structured point of the present sums is no larger than
-    the goal; from then on it stays, so that what it leads to can be identified. The goal falls from
-    the dense size to the target in the first `ramp_steps`:
+    the goal; at `hold_from` it does so for the last time, and then it stays, so that what it leads
+    to can be identified. The goal falls from the dense size to the target in the first
+    `ramp_steps`:
 
         goal(t) = target + (1 - target) (1 - t / ramp_steps)^3.
 
@@ -83,6 +84,8 @@ class SizeControl:
         example_input: as in `shrink`.
         ramp_steps: >= 1.
         hold_from: the optimizer step of the last restart, after which the strength is constant.
+        steer_until: the optimizer step after which it is left alone until `hold_from`, best that of
+            a restart: fresh sums say little; None for `hold_from`.
         every: optimizer steps between two looks.
         balance: see above.
         select_inputs: as in `shrink`.
@@ -118,6 +121,7 @@ class SizeControl:
         *,
         ramp_steps: int,
         hold_from: int,
+        steer_until: int | None = None,
         every: int = 50,
         balance: bool = True,
         select_inputs: bool = False,
@@ -129,6 +133,9 @@ class SizeControl:
             )
         for name, value in (("ramp_steps", ramp_steps), ("hold_from", hold_from), ("every", every)):
             require(is_count(value), name, "an int >= 1", value)
+        self.steer_until = hold_from if steer_until is None else steer_until
+        ok = is_count(self.steer_until) and self.steer_until <= hold_from
+        require(ok, "steer_until", f"an int from 1 to hold_from = {hold_from}", steer_until)
         self.opt, self.model, self.target, self.example = opt, model, target, example_input
         self.ramp_steps, self.hold_from, self.every = ramp_steps, hold_from, every
         self.balance, self.select_inputs = balance, select_inputs
@@ -232,13 +239,15 @@ class SizeControl:
     def step(self) -> None:
         """Count an optimizer step; look and steer when it is time."""
         self.steps += 1
-        is_time = self.steps % self.every == 0 or self.steps == self.hold_from
-        if is_time and self.steps <= self.hold_from:
+        is_time = self.steps % self.every == 0 or self.steps == self.steer_until
+        if is_time and self.steps <= self.steer_until:
             if self.target.measure == "latency_ms" and self.steps >= self.ramp_steps // 2:
                 self._aim_at_latency()
             left = max(0.0, 1 - self.steps / self.ramp_steps) ** 3
             self._steer(self.goal + (1 - self.goal) * left)
         if self.steps == self.hold_from:
+            if self.steer_until < self.hold_from:
+                self.land()
             self._hold()
 
     def land(self) -> float:

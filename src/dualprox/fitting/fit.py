@@ -201,6 +201,9 @@ class _Fitting:
         self.begin = min(round(plan.warmup_epochs * steps_per_epoch), max(0, self.total - 2))
         until_hold = plan.warmup_epochs + plan.search_epochs
         self.hold_from = max(self.begin + 1, round(until_hold * steps_per_epoch))
+        # Of search and hold together, the first has a restart within it.
+        searched = self.hold_from - self.begin
+        self.restart_at = self.begin + round(plan.restart * searched)
         self.cut_at = self.total
         if plan.refit_epochs > 0:  # one step at least for each stage, however few there are
             cut_at = round((until_hold + plan.hold_epochs) * steps_per_epoch)
@@ -212,8 +215,9 @@ class _Fitting:
             model,
             target,
             example_input,
-            ramp_steps=max(1, round(plan.ramp * (self.hold_from - self.begin))),
-            hold_from=self.hold_from - self.begin,
+            ramp_steps=max(1, round(plan.ramp * searched)),
+            hold_from=searched,
+            steer_until=self.restart_at - self.begin,
             every=plan.every,
             select_inputs=select_inputs,
         )
@@ -264,6 +268,7 @@ class _Fitting:
             self.control.step()
             if self.taken == self.hold_from:
                 self.opt.finalize_()  # what is dead begins the stage at zero
+            if self.taken in (self.restart_at, self.hold_from):
                 self.opt.restart()
                 for group in self.opt.param_groups:
                     group["ramp"] = True
@@ -273,10 +278,12 @@ class _Fitting:
 
     def _plain(self, model: nn.Module) -> torch.optim.Optimizer:
         """Torch's optimizer of the stages without penalty."""
-        params = _decayed(model, self.plan.weight_decay)
+        params, lr = _decayed(model, self.plan.weight_decay), self.plan.refit_lr
+        # Torch's own default is a loop over the parameters on a CPU; fused does the same sums.
+        fused = all(param.device.type in ("cpu", "cuda") for param in model.parameters())
         if self.plan.refit_optimizer == "adamw":
-            return torch.optim.AdamW(params, lr=self.plan.refit_lr)
-        return torch.optim.SGD(params, lr=self.plan.refit_lr, momentum=0.9, nesterov=True)
+            return torch.optim.AdamW(params, lr=lr, fused=fused)
+        return torch.optim.SGD(params, lr=lr, momentum=0.9, nesterov=True, fused=fused)
 
     def _set_rate(self, optimizer: torch.optim.Optimizer) -> None:
         first, last = (self.cut_at, self.total) if self.is_cut else (0, self.begin)

@@ -41,10 +41,14 @@ def holding_penalty(level: Level, strength: float) -> Coupled | None:
         return None
     found = level.live(strength)
     assert isinstance(found, Support)
-    pull, coupling = problem.pull(), _coupling(level)
-    norms = coupling.norm(cast(Tensor, coupling.joint(tensors_of(pull))))
-    needed = norms / coupling.weight(pull, inner.size_weighted) / float(problem.threshold)
-    dead = ~found.live.to(pull.device)
+    coupling = _coupling(level)
+    joint = cast(Tensor, coupling.joint(tensors_of(problem.pull())))
+    needed = (
+        coupling.norm(joint)
+        / coupling.weight(joint, inner.size_weighted)
+        / float(problem.threshold)
+    )
+    dead = ~found.live.to(joint.device)
     most = float(needed[: coupling.count()][dead].max()) if bool(dead.any()) else 0.0
     return held(level, _SAFETY * most or 1.0, dead.double().tolist())
 

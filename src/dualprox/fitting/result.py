@@ -55,6 +55,8 @@ class Choices:
         weight_decay: of the refit.
         penalty: as text.
         ramp: share of the search in which the goal falls to the target.
+        restart: share of the search after which dual averaging begins anew, at the strength that
+            was found, until the sums are those of a network as small as asked for.
         every: optimizer steps between two looks at the size.
     """
 
@@ -70,6 +72,7 @@ class Choices:
     weight_decay: float
     penalty: str
     ramp: float
+    restart: float
     every: int
 
     def __str__(self) -> str:
@@ -121,7 +124,7 @@ def choose(
     share = search if search is not None else (0.5 if refit else 1.0)
     until_cut = epochs * share if refit else float(epochs)
     warm = epochs * warmup if warmup is not None else 0.6 * until_cut
-    hold = 0.4 * (until_cut - warm)
+    hold = 0.1 * (until_cut - warm)
     chosen = refit_optimizer or ("adamw" if optimizer == "ramda" else "sgd")
     decay = 1e-2 if chosen == "adamw" else 5e-4
     penalty = next(str(group["penalty"]) for group in groups if group["penalty"] is not None)
@@ -137,6 +140,7 @@ def choose(
         refit_lr=refit_lr if refit_lr is not None else (3e-3 if chosen == "adamw" else 0.05),
         weight_decay=decay if weight_decay is None else weight_decay,
         penalty=penalty,
-        ramp=0.8,
-        every=max(1, round((until_cut - warm - hold) * steps_per_epoch / 10)),
+        ramp=0.52,
+        restart=0.65,
+        every=max(1, round(0.65 * (until_cut - warm - hold) * steps_per_epoch / 10)),
     )
