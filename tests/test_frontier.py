@@ -13,7 +13,7 @@ from frontier import record, report, runner
 from frontier.dense import DENSE
 from frontier.envelope import Point, at, best, envelope
 from frontier.methods import Method, Outcome, largest_within, parameters, split_epochs
-from frontier.networks import lenet5, transformer
+from frontier.networks import transformer
 from frontier.registry import METHODS
 from frontier.tasks import Examples, Loader, Recipe, Task, divide, seeded, windows
 from frontier.training import Clock, make_optimizer, train
@@ -299,7 +299,6 @@ def test_evaluation_counts_and_puts_the_mode_back():
 
 
 def test_networks_have_their_published_sizes():
-    assert parameters(lenet5()) == 431_080
     assert parameters(mlp(784, (512, 256), 10)) == 535_818
     model = transformer(96, 64).eval()
     width, tokens = 128, 96

@@ -78,3 +78,24 @@ def test_conv1d_has_the_size_that_its_widths_say():
 def test_mlp_has_the_size_that_its_widths_say():
     assert size(models.mlp(64, (256, 128), 10)) == 65 * 256 + 257 * 128 + 129 * 10
     assert size(models.mlp(64, (), 10)) == 65 * 10
+
+
+def test_lenet5_has_the_published_size_and_reads_rows_of_pixels_too():
+    model = models.lenet5(1, 10).eval()
+    assert size(model) == 431_080  # 25*20+20 + 25*20*50+50 + 800*500+500 + 500*10+10
+    assert models.lenet5(3, 7)(torch.zeros(2, 3, 28, 28)).shape == (2, 7)
+    flat = models.lenet5(1, 10, flat=True).eval()
+    flat.load_state_dict(model.state_dict())
+    images = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(flat(images.flatten(1)), model(images))
+    # The second convolution must see the first one's maxima in their places.
+    state = {name: value.double() for name, value in model.state_dict().items()}
+    x = images.double()
+    for layer in ("conv1", "conv2"):
+        windows = x.unfold(2, 5, 1).unfold(3, 5, 1)
+        x = torch.einsum("nchwij,ocij->nohw", windows, state[f"{layer}.weight"])
+        x = (x + state[f"{layer}.bias"].view(-1, 1, 1)).clamp_min(0)
+        x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
+    hidden = (x.flatten(1) @ state["fc1.weight"].T + state["fc1.bias"]).clamp_min(0)
+    expected = hidden @ state["fc2.weight"].T + state["fc2.bias"]
+    torch.testing.assert_close(model.double()(images.double()), expected)

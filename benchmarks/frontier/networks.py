@@ -1,27 +1,7 @@
 """Networks of the tasks that the lab does not have."""
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
-
-
-def lenet5() -> nn.Sequential:
-    """LeNet-5 as pruning papers use it, from Caffe: 20 and 50 filters, 500 hidden units."""
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(1, 20, 5),
-            relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(20, 50, 5),
-            relu2=nn.ReLU(),
-            pool2=nn.MaxPool2d(2),
-            flatten=nn.Flatten(),
-            fc1=nn.Linear(800, 500),
-            relu3=nn.ReLU(),
-            fc2=nn.Linear(500, 10),
-        )
-    )
 
 
 class Attention(nn.Module):

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from dualprox.lab.data import load
 from dualprox.lab.data.split import Augmentation, random_crop, random_flip
-from dualprox.lab.models import conv1d, mlp, resnet
+from dualprox.lab.models import conv1d, lenet5, mlp, resnet
 
-from .networks import lenet5, transformer
+from .networks import transformer
 
 Part = Literal["train", "validation", "test"]
 # Which examples are validation examples; no setting of a run changes it.
@@ -246,7 +246,7 @@ def lenet5_mnist(folder: Path) -> Task:
     """LeNet-5 with 20 and 50 filters and 500 hidden units, on 8000 images of MNIST."""
     return Task(
         name="lenet5_mnist",
-        make_model=seeded(lenet5),
+        make_model=seeded(lambda: lenet5(1, 10)),
         parts=mnist_parts(folder, 8_000),
         batch_size=128,
         epochs=8,

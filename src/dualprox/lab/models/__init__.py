@@ -1,7 +1,8 @@
 """Networks of the recipes."""
 
 from .conv1d import conv1d
+from .lenet5 import lenet5
 from .mlp import mlp
 from .resnet import resnet
 
-__all__ = ["conv1d", "mlp", "resnet"]
+__all__ = ["conv1d", "lenet5", "mlp", "resnet"]
