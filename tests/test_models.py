@@ -4,11 +4,33 @@ import pytest
 import torch
 
 from dualprox.lab import models
-from dualprox.lab.models.resnet import BasicBlock
+from dualprox.lab.models.resnet import BasicBlock, Bottleneck
 
 
 def size(model):
     return sum(p.numel() for p in model.parameters())
+
+
+def outputs(model, x, kind):
+    """Shapes of what each layer of a kind writes, on the way through the model."""
+    shapes = []
+    handles = [
+        module.register_forward_hook(lambda _, args, out: shapes.append(tuple(out.shape[1:])))
+        for module in model.modules()
+        if isinstance(module, kind)
+    ]
+    model(x)
+    for handle in handles:
+        handle.remove()
+    return shapes
+
+
+def require_normal(weight, std):
+    """Of this standard deviation, and with tails that a uniform distribution does not have."""
+    weight = weight.detach()
+    few = 4 * std / weight.numel() ** 0.5
+    assert abs(float(weight.mean())) < few and abs(float(weight.std()) - std) < few
+    assert float(weight.abs().max()) > 2.5 * std
 
 
 def test_resnet20_has_the_published_size():
@@ -38,29 +60,81 @@ def test_a_resnet_halves_its_resolution_at_every_later_stage(blocks, stride):
     assert sizes == [stage for stage in stages for _ in range(blocks)]
 
 
+def conv(state, x, name, stride):
+    """A convolution by its definition, then a fresh norm."""
+    weight = state[f"{name}.weight"]
+    edge = (x.shape[-1] - 1) // stride + 1
+    reach = weight.shape[-1] // 2
+    padded = torch.nn.functional.pad(x, [reach] * 4)
+    out = torch.zeros(len(x), len(weight), edge, edge, dtype=x.dtype)
+    for row in range(edge):
+        for column in range(edge):
+            i, j = row * stride, column * stride
+            window = padded[:, :, i : i + 2 * reach + 1, j : j + 2 * reach + 1]
+            out[:, :, row, column] = torch.einsum("nchw,ochw->no", window, weight)
+    return out / (1 + 1e-5) ** 0.5  # a fresh norm divides by sqrt(1 + eps)
+
+
 def test_a_basic_block_is_its_convolutions_beside_its_shortcut():
     torch.manual_seed(0)
     block = BasicBlock(3, 5, 2).double().eval()
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     state = block.state_dict()
 
-    def conv(x, name, stride):
-        weight = state[f"{name}.weight"]
-        edge = (x.shape[-1] - 1) // stride + 1
-        reach = weight.shape[-1] // 2
-        padded = torch.nn.functional.pad(x, [reach] * 4)
-        out = torch.zeros(len(x), len(weight), edge, edge, dtype=x.dtype)
-        for row in range(edge):
-            for column in range(edge):
-                i, j = row * stride, column * stride
-                window = padded[:, :, i : i + 2 * reach + 1, j : j + 2 * reach + 1]
-                out[:, :, row, column] = torch.einsum("nchw,ochw->no", window, weight)
-        return out / (1 + 1e-5) ** 0.5  # a fresh norm divides by sqrt(1 + eps)
-
-    inner = conv(x, "conv1", 2).clamp_min(0)
-    expected = (conv(inner, "conv2", 1) + conv(x, "shortcut.conv", 2)).clamp_min(0)
+    inner = conv(state, x, "conv1", 2).clamp_min(0)
+    expected = conv(state, inner, "conv2", 1) + conv(state, x, "shortcut.conv", 2)
+    expected = expected.clamp_min(0)
     torch.testing.assert_close(block(x), expected)
     assert isinstance(BasicBlock(4, 4, 1).shortcut, torch.nn.Identity)
+
+
+def test_a_bottleneck_is_its_convolutions_beside_its_shortcut():
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 6, 6, dtype=torch.float64)
+    for width, stride in ((12, 2), (8, 1)):
+        block = Bottleneck(8, width, stride).double().eval()
+        state = block.state_dict()
+        inner = conv(state, x, "conv1", 1).clamp_min(0)
+        inner = conv(state, inner, "conv2", stride).clamp_min(0)
+        plain = isinstance(block.shortcut, torch.nn.Identity)
+        assert plain == (stride == 1)
+        beside = x if plain else conv(state, x, "shortcut.conv", stride)
+        expected = (conv(state, inner, "conv3", 1) + beside).clamp_min(0)
+        torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("images", "edge", "classes", "count"),
+    [
+        ("small", 32, 10, 23_520_842),
+        ("small", 32, 100, 23_705_252),
+        ("large", 224, 1000, 25_557_032),
+    ],
+)
+def test_resnet50_has_the_published_size_and_resolutions(images, edge, classes, count):
+    with torch.device("meta"):
+        model = models.resnet50(3, classes, images=images)
+        assert size(model) == count
+        shapes = outputs(model, torch.zeros(2, 3, edge, edge), Bottleneck)
+    start = {"small": 32, "large": 56}[images]  # 224 / 2 / 2
+    blocks = [(256, 1, 3), (512, 2, 4), (1024, 4, 6), (2048, 8, 3)]
+    assert shapes == [
+        (width, start // step, start // step) for width, step, times in blocks for _ in range(times)
+    ]
+
+
+def test_resnet50_starts_from_torchs_weights_on_small_images_and_from_hes_on_large():
+    torch.manual_seed(0)
+    name, fan_in, fan_out = "stage4block2.conv2.weight", 512 * 9, 512 * 9
+    small = models.resnet50(3, 10).state_dict()
+    assert float(small[name].abs().max()) == pytest.approx(fan_in**-0.5, rel=1e-3)  # uniform
+    large = models.resnet50(3, 10, images="large").state_dict()
+    require_normal(large[name], (2 / fan_out) ** 0.5)
+    require_normal(large["stage4block2.conv1.weight"], (2 / 512) ** 0.5)
+    for state in (small, large):
+        assert float(state["fc.weight"].abs().max()) == pytest.approx(2048**-0.5, rel=1e-3)
+    with pytest.raises(ValueError, match="images must be 'small' or 'large', got 'tiny'"):
+        models.resnet50(3, 10, images="tiny")  # type: ignore[arg-type]
 
 
 def test_conv1d_has_the_size_that_its_widths_say():
@@ -99,3 +173,28 @@ def test_lenet5_has_the_published_size_and_reads_rows_of_pixels_too():
     hidden = (x.flatten(1) @ state["fc1.weight"].T + state["fc1.bias"]).clamp_min(0)
     expected = hidden @ state["fc2.weight"].T + state["fc2.bias"]
     torch.testing.assert_close(model.double()(images.double()), expected)
+
+
+def test_vgg19_has_the_published_size_and_resolutions():
+    with torch.device("meta"):
+        model = models.vgg19(3, 10)
+        # 19 layers with weights in the original, two of whose Linear layers are left out.
+        layers = [m for m in model if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+        assert len(layers) == 17
+        assert size(model) == 20_040_522
+        assert size(models.vgg19(3, 100)) == 20_040_522 + 90 * 513
+        shapes = outputs(model, torch.zeros(2, 3, 32, 32), torch.nn.MaxPool2d)
+        assert shapes == [(64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2), (512, 1, 1)]
+        kinds = [type(m).__name__ for m in list(model)[:7]]
+        assert kinds == ["Conv2d", "BatchNorm2d", "ReLU"] * 2 + ["MaxPool2d"]
+
+
+def test_vgg19_starts_from_he_weights():
+    torch.manual_seed(0)
+    state = models.vgg19(3, 10).state_dict()
+    for name, width in (("conv1", 64), ("conv3", 128), ("conv16", 512)):
+        require_normal(state[f"{name}.weight"], (2 / (9 * width)) ** 0.5)
+        assert not state[f"{name}.bias"].any()
+    require_normal(state["fc.weight"], 0.01)
+    assert not state["fc.bias"].any()
+    assert (state["norm7.weight"] == 1).all() and not state["norm7.bias"].any()

@@ -3,6 +3,7 @@
 from .conv1d import conv1d
 from .lenet5 import lenet5
 from .mlp import mlp
-from .resnet import resnet
+from .resnet import resnet, resnet50
+from .vgg import vgg19
 
-__all__ = ["conv1d", "lenet5", "mlp", "resnet"]
+__all__ = ["conv1d", "lenet5", "mlp", "resnet", "resnet50", "vgg19"]
