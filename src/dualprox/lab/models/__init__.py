@@ -7,6 +7,7 @@ from .resnet import resnet, resnet50
 from .tacotron2 import Tacotron2, tacotron2_loss
 from .transformer_xl import TransformerXL
 from .vgg import vgg19
+from .vit_mim import vit_mim
 
 __all__ = [
     "Tacotron2",
@@ -18,4 +19,5 @@ __all__ = [
     "resnet50",
     "tacotron2_loss",
     "vgg19",
+    "vit_mim",
 ]
