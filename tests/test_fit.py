@@ -206,8 +206,8 @@ def test_watch_sees_the_structured_point_and_leaves_no_trace() -> None:
         seen.append((row.stage, int(columns.sum()), len(columns)))
         row.model.eval()
 
-    result = fitted(model=model, watch=watch, epochs=8, warmup=0.15, search=0.7)
-    unwatched = fitted(epochs=8, warmup=0.15, search=0.7)
+    result = fitted(model=model, watch=watch, epochs=8, warmup=0.15, search=0.9)
+    unwatched = fitted(epochs=8, warmup=0.15, search=0.9)
     assert result.history == unwatched.history
     stages = [stage for stage, _, _ in seen]
     assert {"warmup", "search", "hold", "refit"} == set(stages)

@@ -15,8 +15,8 @@ def vgg19(channels: int, classes: int) -> nn.Sequential:
 
     Each is followed by a batch norm and ReLU, each of the five stages by a pool that halves the
     resolution. The one position that is left goes into one Linear layer, called fc, in place of
-    the three of the network for large images. Convolutions start from He's normal distribution,
-    the Linear layer from N(0, 0.01^2), biases from 0.
+    the three of the network for large images. Convolutions start from He's normal distribution
+    with biases 0, the Linear layer as torch's does, which is how the papers' runs start.
 
     Args:
         channels: of an image.
@@ -44,9 +44,7 @@ def vgg19(channels: int, classes: int) -> nn.Sequential:
             channels = width
         layers[f"pool{stage}"] = nn.MaxPool2d(2)
     layers["flatten"] = nn.Flatten()
-    layers["fc"] = fc = nn.Linear(channels, classes)
+    layers["fc"] = nn.Linear(channels, classes)
     model = nn.Sequential(layers)
     init_he_(model)
-    nn.init.normal_(fc.weight, std=0.01)
-    nn.init.zeros_(fc.bias)
     return model
