@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from dualprox.lab.models import mlp
 from frontier import record, report, runner
@@ -17,7 +16,7 @@ from frontier.networks import transformer
 from frontier.registry import METHODS
 from frontier.tasks import Examples, Loader, Recipe, Task, divide, seeded, windows
 from frontier.training import Clock, make_optimizer, train
-from frontier.unstructured import Rigl, budget, erdos_renyi, nonzero, weights_of
+from frontier.unstructured import budget, nonzero, weights_of
 
 DENSE_SIZE = 1458
 PEERS = {
@@ -336,38 +335,6 @@ def test_training_that_diverges_says_when():
     opt = make_optimizer(Recipe("sgd", 1e30, 0.0), model)
     with pytest.raises(FloatingPointError, match="after epoch 1 of 6"):
         train(task, model, task.loader(0), 6, opt, Clock())
-
-
-def test_erdos_renyi_spends_the_budget_and_makes_thin_layers_dense():
-    weights = {
-        "wide": nn.Parameter(torch.ones(100, 200)),
-        "conv": nn.Parameter(torch.ones(20, 10, 3, 3)),
-        "thin": nn.Parameter(torch.ones(2, 5)),
-    }
-    counts = erdos_renyi(weights, 2010)
-    assert counts["thin"] == 10
-    assert 2008 <= sum(counts.values()) <= 2010
-    density = {name: counts[name] / p.numel() for name, p in weights.items()}
-    # In proportion to the sum of the sizes over their product, where no density is cut at one.
-    expected = (20 + 10 + 3 + 3) / 1800 / (300 / 20000)
-    assert density["conv"] / density["wide"] == pytest.approx(expected, rel=0.01)
-
-
-def test_rigl_drops_the_smallest_and_grows_where_the_gradient_is_largest():
-    p = nn.Parameter(torch.tensor([[4.0, 1.0, 3.0, 2.0], [9.0, 9.0, 9.0, 9.0]]))
-    rigl = Rigl({"w": p}, 4, 100, 10, 0.5, 0.75, 0)
-    rigl.masks["w"] = torch.tensor([[True] * 4, [False] * 4])
-    with torch.no_grad():
-        p.copy_(torch.tensor([[4.0, 1.0, 3.0, 2.0], [0.0] * 4]))
-    opt = torch.optim.SGD([p], lr=0.1, momentum=0.9)
-    p.grad = torch.zeros_like(p)
-    opt.step()
-    opt.state[p]["momentum_buffer"].fill_(1.0)
-    p.grad = torch.tensor([[9.0, 0.3, 9.0, -4.5], [0.1, -5.0, 0.2, 4.0]])
-    rigl.replace("w", 0.5, opt)
-    assert rigl.masks["w"].tolist() == [[True, False, True, True], [False, True, False, False]]
-    assert p.tolist() == [[4.0, 0.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0]]
-    assert opt.state[p]["momentum_buffer"].tolist() == [[1.0, 0.0, 1.0, 1.0], [0.0] * 4]
 
 
 @pytest.mark.parametrize("name", ["magnitude_unstructured", "rigl"])

@@ -4,11 +4,10 @@ Their size counts the entries that are not zero, although the network stays as l
 the dense one. Weights of Linear layers and convolutions are pruned, biases and norms are not.
 """
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
+
+import dualprox as dp
 
 from .methods import Method, Outcome, Setting, parameters, weighted_layers
 from .tasks import Task
@@ -71,131 +70,21 @@ def train_gradual(task: Task, seed: int, target: float, setting: Setting) -> Out
     return Outcome(model, clock, nonzero=nonzero(model))
 
 
-def erdos_renyi(weights: dict[str, nn.Parameter], keep: int) -> dict[str, int]:
-    """How many entries of each weight live: Erdős-Rényi-Kernel densities, none above one.
-
-    The density of a weight is in proportion to the sum of its sizes over their product. Source:
-    Evci et al., arXiv:1911.11134, section 3 and appendix.
-    """
-    raw = {name: sum(p.shape) / p.numel() for name, p in weights.items()}
-    full: set[str] = set()
-    while True:
-        free = keep - sum(weights[name].numel() for name in full)
-        scale = free / sum(raw[name] * weights[name].numel() for name in raw if name not in full)
-        over = {name for name in raw if name not in full and scale * raw[name] > 1}
-        if not over:
-            break
-        full |= over
-    return {
-        name: p.numel() if name in full else max(1, int(scale * raw[name] * p.numel()))
-        for name, p in weights.items()
-    }
-
-
-@dataclass
-class Rigl:
-    """Random sparse weights, of which the smallest are dropped and others grown by gradient.
-
-    Args:
-        weights: by name.
-        keep: entries of all weights that live.
-        steps: of the training.
-        every: steps between updates.
-        share: of the live entries replaced at the first update; it follows a cosine to 0.
-        end: the fraction of the training after which nothing is replaced.
-        seed: of the first masks.
-
-    Source: Evci et al., arXiv:1911.11134, algorithm 1.
-    """
-
-    weights: dict[str, nn.Parameter]
-    keep: int
-    steps: int
-    every: int
-    share: float
-    end: float
-    seed: int
-
-    def __post_init__(self) -> None:
-        generator = torch.Generator().manual_seed(self.seed)
-        self.masks = {}
-        for name, count in erdos_renyi(self.weights, self.keep).items():
-            p = self.weights[name]
-            mask = torch.zeros(p.numel(), dtype=torch.bool)
-            mask[torch.randperm(p.numel(), generator=generator)[:count]] = True
-            self.masks[name] = mask.view_as(p)
-        self.apply()
-
-    @torch.no_grad()
-    def apply(self) -> None:
-        for name, mask in self.masks.items():
-            self.weights[name].mul_(mask)
-
-    @torch.no_grad()
-    def before_step(self, step: int, opt: torch.optim.Optimizer) -> None:
-        """Replace entries if it is time, and let no gradient reach the dead ones."""
-        if step % self.every == 0 and 0 < step < self.end * self.steps:
-            share = self.share / 2 * (1 + math.cos(math.pi * step / (self.end * self.steps)))
-            for name in self.masks:
-                self.replace(name, share, opt)
-        for name, mask in self.masks.items():
-            grad = self.weights[name].grad
-            if grad is not None:
-                grad.mul_(mask)
-
-    @torch.no_grad()
-    def replace(self, name: str, share: float, opt: torch.optim.Optimizer) -> None:
-        """Drop the smallest live entries, then grow as many among all that are dead.
-
-        What is dropped may grow again at once, and then keeps its value; what is new starts at 0,
-        in the optimizer's buffers too.
-        """
-        p, mask = self.weights[name], self.masks[name]
-        live = int(mask.sum())
-        count = min(int(share * live), p.numel() - live)
-        if count == 0 or p.grad is None:
-            return
-        size = torch.where(mask, p.abs(), torch.inf).flatten()
-        dropped = size.topk(count, largest=False).indices
-        flat = mask.flatten().clone()
-        flat[dropped] = False
-        slope = torch.where(flat, -torch.inf, p.grad.abs().flatten())
-        flat[slope.topk(count).indices] = True
-        old, self.masks[name] = mask, flat.view_as(mask)
-        stays = old & self.masks[name]
-        p.mul_(stays)
-        for value in opt.state[p].values():
-            if isinstance(value, Tensor) and value.shape == p.shape:
-                value.mul_(stays)
-
-
 def train_rigl(task: Task, seed: int, target: float, setting: Setting) -> Outcome:
     """RigL from random masks, in one training."""
     model, clock, loader = task.make_model(seed), Clock(), task.loader(seed)
-    steps = task.epochs * len(loader)
-    every = max(1, round(setting["every"] * steps))
-    rigl = Rigl(
-        weights_of(model), budget(model, target), steps, every, setting["share"], 0.75, seed
-    )
-    recipe = task.recipes[0]
-    opt = make_optimizer(recipe, model, recipe.lr * setting["lr"])
-    taken = 0
-
-    def before_step() -> None:
-        nonlocal taken
-        rigl.before_step(taken, opt)
-        taken += 1
-
-    train(
-        task,
+    steps, recipe = task.epochs * len(loader), task.recipes[0]
+    whole = sum(p.numel() for p in weights_of(model).values())
+    opt = dp.RigL(
+        make_optimizer(recipe, model, recipe.lr * setting["lr"]),
         model,
-        loader,
-        task.epochs,
-        opt,
-        clock,
-        before_step=before_step,
-        after_step=lambda step: rigl.apply(),
+        sparsity=1 - budget(model, target) / whole,
+        t_end=round(0.75 * steps),
+        delta_t=max(1, round(setting["every"] * steps)),
+        drop_fraction=setting["share"],
+        seed=seed,
     )
+    train(task, model, loader, task.epochs, opt, clock)
     return Outcome(model, clock, nonzero=nonzero(model))
 
 

@@ -5,6 +5,7 @@ from .dual_averaging import DualAveraging
 from .momentum import ProxAdamW, ProxSGD
 from .options import Options, SolveReport
 from .ramda import RAMDA
+from .rigl import RigL
 from .rmda import RMDA
 from .schedule import StageSchedule
 from .strength import scale_strength, set_concavity, set_strength, strengths
@@ -19,6 +20,7 @@ __all__ = [
     "ProxAdamW",
     "ProxSGD",
     "ProximalOptimizer",
+    "RigL",
     "SolveReport",
     "StageSchedule",
     "scale_strength",

@@ -106,6 +106,11 @@ def hold(tensors: Sequence[Tensor], live: Sequence[Tensor]) -> None:
         _torch._foreach_mul_(list(tensors), list(live))
 
 
+def masked(tensors: Sequence[Tensor], live: Sequence[Tensor]) -> Sequence[Tensor]:
+    """New tensors, zero in the entries that are not live, without synchronising; NaN stays."""
+    return _torch._foreach_mul(list(tensors), list(live)) if tensors else []
+
+
 def residual(
     unit: Unit, points: Sequence[Tensor], gradients: Sequence[Tensor], state: State
 ) -> Tensor:

@@ -40,7 +40,7 @@ class FrozenSupport:
         if missing:
             raise ValueError(f"dead must name parameters, got {', '.join(missing)}")
         for name, mask in dead.items():
-            _check(name, mask, params[name].shape)
+            check_mask(name, mask, params[name].shape)
         self._params = {name: params[name] for name in dead}
         self._live = {params[name]: ~mask for name, mask in dead.items()}
 
@@ -118,12 +118,13 @@ class FrozenSupport:
                 f"masks must be those of {', '.join(self._params)}, got {', '.join(state_dict)}"
             )
         for name, mask in state_dict.items():
-            _check(name, mask, self._params[name].shape)
+            check_mask(name, mask, self._params[name].shape)
         for name, mask in state_dict.items():
             self._live[self._params[name]].copy_(~mask)
 
 
-def _check(name: str, mask: Tensor, shape: torch.Size) -> None:
+def check_mask(name: str, mask: Tensor, shape: torch.Size) -> None:
+    """Raise ValueError unless a mask is bool and of its parameter's shape."""
     if mask.dtype != torch.bool or mask.shape != shape:
         raise ValueError(
             f"the mask of {name} must be bool of shape {tuple(shape)}, "
