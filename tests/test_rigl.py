@@ -212,6 +212,30 @@ def test_a_call_that_moves_masks_is_no_step_of_the_optimizer():
     assert opt.state[model.up.weight]["step"] == 4
 
 
+class Noisy(torch.optim.SGD):
+    """Moves entries whatever their gradient."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore
+        super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            p.add_(1.0)
+
+
+def test_whatever_the_wrapped_optimizer_does_the_dead_stay_dead():
+    model, set_gradients = network()
+    opt = dp.RigL(Noisy(model.parameters(), lr=0.1), model, 0.7, t_end=80, delta_t=5)
+    run(opt, set_gradients, range(1))
+    for key, weight in masked_weights(model).items():
+        assert torch.equal(weight != 0, opt.masks[key])
+
+
+def test_from_t_end_on_every_call_is_a_step():
+    model, opt, set_gradients = made("AdamW amsgrad", t_end=10)
+    run(opt, set_gradients, range(30))
+    assert opt.state[model.up.bias]["step"] == 29
+
+
 def test_masks_stay_from_t_end_on_and_ever_fewer_entries_are_exchanged():
     _, opt, set_gradients = made(t_end=61, drop_fraction=1.0)
     exchanged = []
