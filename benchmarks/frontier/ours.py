@@ -39,8 +39,8 @@ def train_ours(
     return Outcome(result.model, clock, notes={"fit": result.notes, "chosen": vars(result.plan)})
 
 
-RAMDA_RATES = ({}, {"lr": 5e-3}, {"lr": 5e-3, "refit_optimizer": "sgd", "refit_lr": 0.05})
-RMDA_RATES = ({}, {"lr": 0.1})
+RAMDA_RATES = ({}, {"lr": 5e-3, "refit_optimizer": "sgd", "refit_lr": 0.1}, {"lr": 5e-3})
+RMDA_RATES = ({}, {"refit_lr": 0.1}, {"lr": 0.1, "refit_lr": 0.1})
 RAMDA = Method("dualprox_ramda", partial(train_ours, optimizer="ramda"), RAMDA_RATES)
 RMDA = Method("dualprox_rmda", partial(train_ours, optimizer="rmda"), RMDA_RATES)
 RAMDA_CONVEX = Method(

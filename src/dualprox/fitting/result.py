@@ -130,7 +130,7 @@ def choose(
     penalty = next(str(group["penalty"]) for group in groups if group["penalty"] is not None)
     return Choices(
         optimizer=optimizer,
-        lr=lr if lr is not None else (2e-3 if optimizer == "ramda" else 0.02),
+        lr=lr if lr is not None else (2e-3 if optimizer == "ramda" else 0.5),
         momentum=momentum,
         warmup_epochs=warm,
         search_epochs=until_cut - warm - hold,
