@@ -2,8 +2,7 @@
 
 Every method gets the same task: the same network from the same seed, the same batches in the same
 order, the same number of epochs in all, fine-tuning included. `TASKS[name](folder)` reads the data;
-the formats are those of docs/data.md, and for cifar4000 and wikitext2 those that the readers below
-describe.
+the formats are those of docs/data.md.
 """
 
 import lzma
@@ -13,12 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dualprox.lab.data import load
-from dualprox.lab.data.split import Augmentation, random_crop, random_flip
+from dualprox.lab.data import CATALOGUE, load_split
+from dualprox.lab.data.split import Augmentation, random_crop
 from dualprox.lab.models import conv1d, lenet5, mlp, resnet
 
 from .networks import transformer
@@ -221,7 +219,7 @@ def pixels(kept: Tensor) -> Tensor:
 
 
 def mnist_parts(folder: Path, train: int) -> dict[Part, Examples]:
-    split = load("mnist", str(folder))
+    split = load_split("mnist", str(folder))
     test = Examples(split.val_x, split.val_y)
     return divide(Examples(split.x, split.y), train, 5000, test)
 
@@ -259,7 +257,7 @@ def lenet5_mnist(folder: Path) -> Task:
 
 def fsdd_conv1d(folder: Path) -> Task:
     """Four 1-d convolutions on spoken digits, one second at 4 kHz."""
-    split = load("fsdd", str(folder))
+    split = load_split("fsdd", str(folder))
 
     def halved(waves: Tensor) -> Tensor:
         return nn.functional.avg_pool1d(split.normalize(waves), 2)
@@ -281,42 +279,24 @@ def fsdd_conv1d(folder: Path) -> Task:
     )
 
 
-def lossless_cifar(folder: Path) -> Examples:
-    """The first 4000 training images of CIFAR-10, exact.
-
-    `cifar10/cifar10_batch_{0..3}.png` hold an image of 32x32x3 in each row, flattened;
-    `cifar10/lossless4000_labels.npy` the labels.
-    """
-    from PIL import Image
-
-    batches = [
-        np.asarray(Image.open(folder / "cifar10" / f"cifar10_batch_{k}.png")).reshape(-1, 32, 32, 3)
-        for k in range(4)
-    ]
-    images = torch.from_numpy(np.concatenate(batches)).permute(0, 3, 1, 2).contiguous()
-    labels = np.load(folder / "cifar10" / "lossless4000_labels.npy")
-    return Examples(images, torch.from_numpy(labels).long())
-
-
 def resnet20_cifar4000(folder: Path) -> Task:
     """ResNet-20, its first convolution in steps of 2, on 3000 images of CIFAR-10."""
+    split = load_split("cifar10_first4000", str(folder))
+    examples = Examples(torch.cat((split.x, split.val_x)), torch.cat((split.y, split.val_y)))
 
     def normalized(kept: Tensor) -> Tensor:
         scaled = (kept.float() / 255 - 0.473) / 0.251
         return scaled.contiguous(memory_format=torch.channels_last)
 
-    def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-        return random_flip(random_crop(x, 4, generator), generator)
-
     return Task(
         name="resnet20_cifar4000",
         make_model=seeded(lambda: resnet(3, (16, 32, 64), 10, stride=2)),
-        parts=divide(lossless_cifar(folder), 3000, 500, 500),
+        parts=divide(examples, 3000, 500, 500),
         batch_size=50,
         epochs=12,
         recipes=(Recipe("sgd", 0.05, 5e-4), Recipe("adamw", 2e-3, 5e-2)),
         prepare=normalized,
-        augment=augment,
+        augment=CATALOGUE["cifar10_first4000"].augment,
         fixed=("fc",),
         note="3000 images of CIFAR-10 for training, 500 for the test",
     )

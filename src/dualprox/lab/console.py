@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from .data import CATALOGUE, DataError
+from .data import DataError, caveat
 from .recipes import RECIPES
 from .settings import Run
 from .usage import UsageError
@@ -57,9 +57,13 @@ def fresh_folder(name: str) -> Path:
 
 
 def print_caveat(run: Run) -> None:
-    """Say, before any figure, what its data set lacks."""
-    if CATALOGUE[run.data].caveat:
-        print(f"note: {CATALOGUE[run.data].caveat}")
+    """Say, before any figure, what its data set lacks, or that its files are gone."""
+    try:
+        note = caveat(run.data, run.data_dir)
+    except DataError as error:
+        note = str(error)
+    if note:
+        print(f"note: {note}")
 
 
 @contextlib.contextmanager

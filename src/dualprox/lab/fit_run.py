@@ -99,12 +99,12 @@ def fit_run(
 class Batches:
     """The batches of a run: those of another epoch each time it is iterated."""
 
-    def __init__(self, run: Run, split: data.Split) -> None:
+    def __init__(self, run: Run, split: data.Data) -> None:
         self.run, self.split, self.epoch = run, split, 0
         self.augment = data.CATALOGUE[run.data].augment if run.augment else None
 
     def __len__(self) -> int:
-        return math.ceil(len(self.split.x) / self.run.batch_size)
+        return math.ceil(len(self.split) / self.run.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.epoch += 1
@@ -182,7 +182,7 @@ def go(wish: FitRun, folder: Path, show: Callable[[dict[str, Any]], None]) -> di
         "train_seconds": seconds,
         "chosen": dict(vars(found.plan)),
         "notes": found.notes,
-        "caveat": data.CATALOGUE[run.data].caveat,
+        "caveat": data.caveat(run.data, run.data_dir),
         **summary_of(found.report),
     }
     write_json(folder / "summary.json", summary)

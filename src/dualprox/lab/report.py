@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..files import read_json_lines, write_json, write_png
 from ..shrinking.report import readable_count, readable_seconds
-from .data import CATALOGUE
+from .data import Split, caveat
 from .slim import shrink_run, summary_of
 from .train import Training, make_model
 
@@ -55,7 +55,7 @@ def summarize(training: Training, folder: Path) -> dict[str, Any]:
         "epochs": training.epoch,
         "val_accuracy": last["val_accuracy"],
         "train_seconds": seconds,
-        "caveat": CATALOGUE[training.run.data].caveat,
+        "caveat": caveat(training.run.data, training.run.data_dir),
     }
     if training.run.penalty is not None:
         dense = read_json_lines(folder / "dense" / "metrics.jsonl")
@@ -83,8 +83,10 @@ def write_report(training: Training, folder: Path) -> dict[str, Any]:
             _, report = shrink_run(training.run, training.model, training.plan, folder)
         summary |= summary_of(report)
         write_png(folder / "training.png", plot_training(training, metrics, dense))
-        if training.split.image is not None:
-            pixels = plot_pixels(training, training.split.image, summary["dead_inputs"]["fc1"])
+        split = training.split
+        if isinstance(split, Split) and split.image is not None:
+            dead = summary["dead_inputs"]["fc1"]
+            pixels = plot_pixels(training, split.x, split.image, dead)
             write_png(folder / "pixels.png", pixels)
     write_json(folder / "summary.json", summary)
     return summary
@@ -206,19 +208,19 @@ def plot_training(
         )
     restarts = "; dotted: a stage begins" if training.run.milestones else ""
     title = f"{training.run.recipe}, seed {training.run.seed}{restarts}"
-    caveat = CATALOGUE[training.run.data].caveat
-    figure.suptitle(f"{title}\n{caveat}" if caveat else title, fontsize=11)
+    note = caveat(training.run.data, training.run.data_dir)
+    figure.suptitle(f"{title}\n{note}" if note else title, fontsize=11)
     return figure
 
 
-def plot_pixels(training: Training, image: tuple[int, int], dead: list[int]) -> "Figure":
-    """Which pixels of an `image` of height and width the MLP still reads, beside the mean image."""
+def plot_pixels(training: Training, x: Tensor, image: tuple[int, int], dead: list[int]) -> "Figure":
+    """Which pixels the MLP still reads, beside the mean of images `x` of height and width."""
     from matplotlib.figure import Figure
 
     height, width = image
     weight = training.structured_weights()["fc1.weight"]
     norms = weight.norm(dim=0).view(height, width)
-    mean = training.split.x.float().mean(dim=0).view(height, width)
+    mean = x.float().mean(dim=0).view(height, width)
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.imshow(mean.numpy(), cmap="Greys")

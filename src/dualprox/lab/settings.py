@@ -110,7 +110,9 @@ class ResnetSpec:
 
 OptimizerSpec = RamdaSpec | RmdaSpec | ProxSgdSpec | ProxAdamwSpec | AdamwSpec | SgdSpec
 ModelSpec = MlpSpec | Conv1dSpec | ResnetSpec
-DataName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "fsdd"]
+DataName = Literal[
+    "digits", "mnist", "fashion_mnist", "cifar10", "cifar10_first4000", "cifar100", "fsdd"
+]
 PenaltySpec = (
     dp.GroupLasso
     | dp.SparseGroupLasso

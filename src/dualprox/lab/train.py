@@ -229,13 +229,14 @@ class Training:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: data.Split) -> dict[str, float]:
+def evaluate(model: nn.Module, split: data.Data) -> dict[str, float]:
     """Validation loss and accuracy of a model, which is in evaluation mode from then on."""
     model.eval()
-    scores = torch.cat([model(inputs) for inputs, _ in split.validation()])
+    pairs = [(model(inputs), labels) for inputs, labels in split.validation()]
+    scores, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     return {
-        "val_loss": nn.functional.cross_entropy(scores, split.val_y).item(),
-        "val_accuracy": (scores.argmax(1) == split.val_y).double().mean().item(),
+        "val_loss": nn.functional.cross_entropy(scores, labels).item(),
+        "val_accuracy": (scores.argmax(1) == labels).double().mean().item(),
     }
 
 

@@ -1,6 +1,18 @@
-"""Data sets in memory, and the order in which a run sees them."""
+"""Data sets, and the order in which a run sees them."""
 
-from .catalogue import CATALOGUE, DataError, DataSet, load, require_files
-from .split import Split
+from .catalogue import CATALOGUE, DataSet, caveat, load, load_split, require_files
+from .layout import DataError, Layout
+from .split import Data, Split
 
-__all__ = ["CATALOGUE", "DataError", "DataSet", "Split", "load", "require_files"]
+__all__ = [
+    "CATALOGUE",
+    "Data",
+    "DataError",
+    "DataSet",
+    "Layout",
+    "Split",
+    "caveat",
+    "load",
+    "load_split",
+    "require_files",
+]

@@ -1,18 +1,11 @@
-"""Which data sets there are, what their examples look like, and where their files lie."""
+"""Which data sets of examples with labels there are, and what their examples look like."""
 
-import zipfile
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from . import cifar, mnist, speech
+from . import cifar, layout, mnist, speech
 from .digits import digits
-from .split import Augmentation, Split
-
-
-class DataError(ValueError):
-    """Files of a data set that are missing or damaged."""
+from .layout import Layout
+from .split import Augmentation, Data, Split
 
 
 @dataclass(frozen=True)
@@ -22,66 +15,69 @@ class DataSet:
     Args:
         shape: of one input of a network, without the batch.
         classes: how many labels there are.
-        read: the folder of its files to the data.
-        folder: where its files lie in the user's data folder; "" for data that need none.
-        files: the names of its files.
+        layouts: the ways in which its files may lie in the data folder, the best first.
         augment: the random changes that suit its examples; None where there is no such habit.
-        caveat: what must be said wherever a figure from it is shown; "" for nothing.
     """
 
     shape: tuple[int, ...]
     classes: int
-    read: Callable[[Path], Split]
-    folder: str = ""
-    files: tuple[str, ...] = ()
+    layouts: tuple[Layout[Data], ...]
     augment: Augmentation | None = None
-    caveat: str = ""
+
+    @property
+    def needs_files(self) -> bool:
+        """Whether it comes in files of the user's."""
+        return any(way.files for way in self.layouts)
 
 
 CATALOGUE: dict[str, DataSet] = {
-    "digits": DataSet((64,), 10, lambda folder: digits()),
-    "mnist": DataSet((784,), 10, mnist.mnist, "mnist", mnist.FILES),
-    "fashion_mnist": DataSet((784,), 10, mnist.mnist, "fashion-mnist", mnist.FILES),
-    "cifar10": DataSet(
-        (3, 32, 32), 10, cifar.cifar10, "cifar10", cifar.FILES, cifar.augment, cifar.CAVEAT
+    "digits": DataSet((64,), 10, (Layout((), digits),)),
+    "mnist": DataSet((784,), 10, mnist.layouts(("mnist", "MNIST/raw"), mnist.MD5)),
+    "fashion_mnist": DataSet(
+        (784,), 10, mnist.layouts(("fashion-mnist", "FashionMNIST/raw"), mnist.FASHION_MD5)
     ),
-    "fsdd": DataSet((1, speech.SAMPLES), 10, speech.fsdd, "fsdd", speech.FILES, speech.augment),
+    "cifar10": DataSet((3, 32, 32), 10, cifar.CIFAR10, cifar.augment),
+    "cifar10_first4000": DataSet((3, 32, 32), 10, cifar.FIRST_4000, cifar.augment),
+    "cifar100": DataSet((3, 32, 32), 100, cifar.CIFAR100, cifar.augment),
+    "fsdd": DataSet(
+        (1, speech.SAMPLES), 10, (Layout(("fsdd/fsdd.npz",), speech.fsdd),), speech.augment
+    ),
 }
 
 
-def require_files(name: str, data_dir: str | None) -> Path:
-    """The folder of a data set's files.
-
-    Raises:
-        DataError: no data folder is given, or files are missing there; says what must lie where.
-
-    Example:
-        >>> require_files("fsdd", None)
-        Traceback (most recent call last):
-            ...
-        dualprox.lab.data.catalogue.DataError: data_dir must be a folder that holds fsdd/fsdd.npz
-        (its formats: docs/data.md), got None
-    """
-    known = CATALOGUE[name]
-    folder = Path(data_dir or "") / known.folder
-    there = data_dir is not None and all((folder / file).is_file() for file in known.files)
-    layout = " and ".join(f"{known.folder}/{file}" for file in known.files)
-    if known.files and not there:
-        raise DataError(
-            f"data_dir must be a folder that holds {layout} (its formats: docs/data.md), "
-            f"got {data_dir!r}"
-        )
-    return folder
+def require_files(name: str, data_dir: str | None) -> None:
+    """Raise DataError, saying what must lie where, unless a data set's files are there."""
+    layout.find(CATALOGUE[name].layouts, data_dir)
 
 
-def load(name: str, data_dir: str | None) -> Split:
+def load(name: str, data_dir: str | None) -> Data:
     """The data set called `name`, read from the user's data folder if it comes in files.
 
     Raises:
         DataError: its files are missing or damaged.
     """
-    folder = require_files(name, data_dir)
-    try:
-        return CATALOGUE[name].read(folder)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{folder} does not hold {name}: {error}") from error
+    return layout.read(name, CATALOGUE[name].layouts, data_dir)
+
+
+def load_split(name: str, data_dir: str | None) -> Split:
+    """The same, for a data set that is read into memory.
+
+    Raises:
+        TypeError: it is not.
+        DataError: its files are missing or damaged.
+    """
+    data = load(name, data_dir)
+    if not isinstance(data, Split):
+        raise TypeError(f"{name} does not fit in memory")
+    return data
+
+
+def caveat(name: str, data_dir: str | None) -> str:
+    """What must be said wherever a figure from a data set is shown; "" for nothing.
+
+    That depends on the files that are there: packed as JPEG, or not those that were published.
+
+    Raises:
+        DataError: its files are missing, or cannot be read.
+    """
+    return layout.caveat(name, CATALOGUE[name].layouts, data_dir)

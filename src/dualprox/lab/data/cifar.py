@@ -1,6 +1,7 @@
-"""CIFAR-10 packed as JPEG images."""
+"""CIFAR-10 and CIFAR-100: Python batches, JPEG packs, and the first exact training images."""
 
 import io
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,10 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .split import Split, random_crop, random_flip
+from .cifar_pickle import read_batch
+from .layout import Layout
+from .split import Data, Split, random_crop, random_flip
 
-FILES = ("cifar10_train_jpeg.npz", "cifar10_test_jpeg.npz")
-CAVEAT = "CIFAR-10 from lossy JPEG: accuracies are not comparable with published ones"
+LOSSY = "CIFAR-10 from lossy JPEG: accuracies are not comparable with published ones"
+# The images are in random order, so the last ones serve for validation.
+HELD_OUT = 500
+# What the papers' experiments divide by is the mean deviation within an image.
+SCALES = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
 
 
 def read_pack(path: Path) -> tuple[Tensor, Tensor]:
@@ -40,25 +49,107 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     return random_flip(random_crop(x, 4, generator), generator)
 
 
-def cifar10(folder: Path) -> Split:
-    """50000 training and 10000 test images of 3x32x32.
-
-    Every channel has mean 0 and variance 1 over the training images. Inputs are channels_last in
-    memory, which CPUs convolve faster.
-    """
-    (x, y), (val_x, val_y) = (read_pack(folder / name) for name in FILES)
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of uint8 images, both (channels,)."""
     # In parts: all pixels in float64 would take a gigabyte.
-    moments = torch.stack(
+    sums = torch.stack(
         [
             torch.stack((part.sum((0, 2, 3)), part.square().sum((0, 2, 3))))
             for part in (images.double() for images in x.split(1000))
         ]
     ).sum(0) / (x.numel() / x.shape[1])
-    mean = moments[0].view(-1, 1, 1)
-    std = (moments[1].view(-1, 1, 1) - mean.square()).sqrt()
+    return sums[0], (sums[1] - sums[0].square()).sqrt()
+
+
+def standardize(mean: Tensor, std: Tensor) -> Callable[[Tensor], Tensor]:
+    """uint8 images to (image - mean) / std, in float32 and channels_last in memory.
+
+    CPUs convolve such inputs faster. `mean` and `std` are of a channel, on the scale 0 to 255.
+    """
+    mean, std = (value.float().view(-1, 1, 1) for value in (mean, std))
 
     def normalize(kept: Tensor) -> Tensor:
-        scaled = (kept.float() - mean.float()) / std.float()
+        scaled = (kept.float() - mean.to(kept.device)) / std.to(kept.device)
         return scaled.contiguous(memory_format=torch.channels_last)
 
-    return Split(x, y, val_x, val_y, normalize=normalize)
+    return normalize
+
+
+def from_batches(name: str) -> Callable[..., Split]:
+    """The reader of Python batches, those of the test set in the last file.
+
+    Pixels are scaled as in the papers' experiments, by `SCALES`.
+    """
+
+    def read(*paths: Path) -> Split:
+        batches = [read_batch(path) for path in paths]
+        x, y = (torch.cat(parts) for parts in zip(*batches[:-1], strict=True))
+        mean, std = (torch.tensor(value) * 255 for value in SCALES[name])
+        return Split(x, y, *batches[-1], normalize=standardize(mean, std))
+
+    return read
+
+
+def from_packs(train: Path, test: Path) -> Split:
+    """50000 training and 10000 test images of 3x32x32, from packs of JPEG images.
+
+    Every channel has mean 0 and variance 1 over the training images.
+    """
+    (x, y), (val_x, val_y) = map(read_pack, (train, test))
+    return Split(x, y, val_x, val_y, normalize=standardize(*moments(x)))
+
+
+def first_4000(labels: Path, *pictures: Path) -> Split:
+    """The first training images of CIFAR-10, exact; the last 500 of them for validation.
+
+    Every row of a picture holds one image of 32x32x3, flattened. Every channel has mean 0 and
+    variance 1 over the training images.
+    """
+    from PIL import Image
+
+    rows = [np.asarray(Image.open(path)).reshape(-1, 32, 32, 3) for path in pictures]
+    x = torch.from_numpy(np.concatenate(rows)).permute(0, 3, 1, 2).contiguous()
+    y = torch.from_numpy(np.load(io.BytesIO(labels.read_bytes()))).long()
+    if len(x) != len(y):
+        raise ValueError(f"{labels} has {len(y)} labels for {len(x)} images")
+    cut = len(x) - HELD_OUT
+    return Split(x[:cut], y[:cut], x[cut:], y[cut:], normalize=standardize(*moments(x[:cut])))
+
+
+_BATCHES = [f"data_batch_{number}" for number in range(1, 6)]
+CIFAR10: tuple[Layout[Data], ...] = (
+    Layout(
+        tuple(f"cifar-10-batches-py/{name}" for name in (*_BATCHES, "test_batch")),
+        from_batches("cifar10"),
+        md5=(
+            "c99cafc152244af753f735de768cd75f",
+            "d4bba439e000b95fd0a9bffe97cbabec",
+            "54ebc095f3ab1f0389bbae665268c751",
+            "634d18415352ddfa80567beed471001a",
+            "482c414d41f54cd18b22e5b47cb7c3cb",
+            "40351d587109b95175f43aff81a1287e",
+        ),
+    ),
+    Layout(
+        ("cifar10/cifar10_train_jpeg.npz", "cifar10/cifar10_test_jpeg.npz"),
+        from_packs,
+        caveat=LOSSY,
+    ),
+)
+CIFAR100: tuple[Layout[Data], ...] = (
+    Layout(
+        ("cifar-100-python/train", "cifar-100-python/test"),
+        from_batches("cifar100"),
+        md5=("16019d7e3df5f24257cddd939b257f8d", "f0ef6b0ae62326f3e7ffdfab6717acfc"),
+    ),
+)
+FIRST_4000: tuple[Layout[Data], ...] = (
+    Layout(
+        (
+            "cifar10/lossless4000_labels.npy",
+            *(f"cifar10/cifar10_batch_{k}.png" for k in range(4)),
+        ),
+        first_4000,
+        caveat="4000 images of CIFAR-10: accuracies are not comparable with published ones",
+    ),
+)

@@ -1,6 +1,7 @@
 """Spoken digits: the Free Spoken Digit Dataset, raw waveforms at 8 kHz."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ from torch import Tensor
 
 from .split import Split, random_crop
 
-FILES = ("fsdd.npz",)
 SAMPLES = 8000
 # Recordings 0 to 4 of each speaker and digit are the published test set.
 TEST_RECORDINGS = 5
@@ -25,10 +25,15 @@ def read_waveforms(path: Path) -> tuple[list[np.ndarray], np.ndarray, np.ndarray
     """
     # numpy forgets to close the file of a damaged archive, so it gets none.
     with np.load(io.BytesIO(path.read_bytes())) as pack:
-        differences = (pack["hi"].astype(np.uint16) << 8 | pack["lo"]).view(np.int16)
-        # Sums of int16 wrap around as the differences did.
-        samples = np.cumsum(differences, dtype=np.int16)
-        return np.split(samples, pack["off"][1:-1]), pack["label"], pack["index"]
+        return unpack(pack), pack["label"], pack["index"]
+
+
+def unpack(pack: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The recordings (int16) of a pack, from its `hi`, `lo` and `off`."""
+    differences = (pack["hi"].astype(np.uint16) << 8 | pack["lo"]).view(np.int16)
+    # Sums of int16 wrap around as the differences did.
+    samples = np.cumsum(differences, dtype=np.int16)
+    return np.split(samples, pack["off"][1:-1])
 
 
 def centre(waveform: np.ndarray, samples: int) -> np.ndarray:
@@ -55,12 +60,12 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     return random_crop(x, SHIFT, generator)
 
 
-def fsdd(folder: Path) -> Split:
+def fsdd(path: Path) -> Split:
     """2700 training and 300 test recordings of ten digits by six speakers, one second each.
 
     Longer recordings lose their ends, shorter ones are filled up with zeros.
     """
-    waveforms, digits, recordings = read_waveforms(folder / FILES[0])
+    waveforms, digits, recordings = read_waveforms(path)
     x = torch.from_numpy(np.stack([centre(wave, SAMPLES) for wave in waveforms])).unsqueeze(1)
     y = torch.from_numpy(digits).long()
     test = torch.from_numpy(recordings < TEST_RECORDINGS)

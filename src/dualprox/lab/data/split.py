@@ -1,7 +1,8 @@
-"""A data set in memory, and the batches that a run makes of it."""
+"""Data sets, in memory or not, and the batches that a run makes of them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +10,32 @@ from torch import Tensor, nn
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
+class Data(Protocol):
+    """A data set, split, as a run sees it: in memory (`Split`) or read as it goes."""
+
+    def __len__(self) -> int:
+        """How many training examples there are."""
+        ...
+
+    def batches(
+        self, batch_size: int, seed: int, epoch: int, augment: Augmentation | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels of an epoch's batches; seed and epoch alone determine their bits."""
+        ...
+
+    def validation(self, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels of the validation set, in order."""
+        ...
+
+
+def generator_of(seed: int, epoch: int) -> torch.Generator:
+    """The random numbers of an epoch, on the CPU."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A data set, split.
+    """A data set in memory, split.
 
     Args:
         x, y: training examples as they are kept, whole numbers or float32, and int64 labels.
@@ -26,6 +50,10 @@ class Split:
     val_y: Tensor
     image: tuple[int, int] | None = None
     normalize: Callable[[Tensor], Tensor] = Tensor.float
+
+    def __len__(self) -> int:
+        """How many training examples there are."""
+        return len(self.x)
 
     def batches(
         self, batch_size: int, seed: int, epoch: int, augment: Augmentation | None = None
@@ -46,7 +74,7 @@ class Split:
             >>> [labels.tolist() for _, labels in split.batches(2, seed=0, epoch=1)]
             [[0, 4], [2, 3], [1]]
         """
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        generator = generator_of(seed, epoch)
         for batch in torch.randperm(len(self.x), generator=generator).split(batch_size):
             kept = self.x[batch]
             if augment is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...files import read_json_lines, write_json, write_png, write_text
 from ...shrinking.report import readable_count
-from ..data import CATALOGUE
+from ..data import caveat
 from .sweep import DENSE, Sweep
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def write_curve(sweep: Sweep, rows: list[dict[str, Any]], folder: Path) -> dict[
         "points": len(rows),
         "knee": None if found is None else rows[found]["point"],
         "dense_val_accuracy": dense[-1]["val_accuracy"] if dense else None,
-        "caveat": CATALOGUE[sweep.run.data].caveat,
+        "caveat": caveat(sweep.run.data, sweep.run.data_dir),
     }
     write_png(folder / "path.png", plot_path(sweep, rows, summary))
     write_json(folder / "summary.json", summary)

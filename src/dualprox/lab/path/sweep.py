@@ -272,7 +272,7 @@ def refit(slim: nn.Module, training: Training, epochs: int, folder: Path) -> dic
     else:
         assert isinstance(spec, AdamwSpec)
         opt = torch.optim.AdamW(model.parameters(), **vars(spec))
-    steps = epochs * math.ceil(len(training.split.x) / run.batch_size)
+    steps = epochs * math.ceil(len(training.split) / run.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
     torch.manual_seed(run.seed)
     for epoch in range(1, epochs + 1):
