@@ -78,7 +78,7 @@ def test_set_reaches_every_typed_field():
         ("penalty.size_weighted=2", "penalty.size_weighted must be true or false, got '2'"),
         ("optimizer.momentum=1.0", "momentum must be in [0, 1), got 1.0"),
         ("baseline=digits_mlp", "baseline must be the name of a recipe or none, got 'digits_mlp'"),
-        ("data=imagenet", "data must be one of digits, mnist, fashion_mnist, cifar10, "),
+        ("data=imagenette", "data must be one of digits, mnist, fashion_mnist, cifar10, "),
         ("data=mnist", "data_dir must be a folder that holds mnist/train-images-idx3-ubyte.gz and"),
         ("data=fsdd", "model must be Conv1dSpec for data=fsdd, got MlpSpec(hidden=(256, 128))"),
         ("augment=true", "augment must be false for data=digits, got True"),

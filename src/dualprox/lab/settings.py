@@ -111,7 +111,14 @@ class ResnetSpec:
 OptimizerSpec = RamdaSpec | RmdaSpec | ProxSgdSpec | ProxAdamwSpec | AdamwSpec | SgdSpec
 ModelSpec = MlpSpec | Conv1dSpec | ResnetSpec
 DataName = Literal[
-    "digits", "mnist", "fashion_mnist", "cifar10", "cifar10_first4000", "cifar100", "fsdd"
+    "digits",
+    "mnist",
+    "fashion_mnist",
+    "cifar10",
+    "cifar10_first4000",
+    "cifar100",
+    "imagenet",
+    "fsdd",
 ]
 PenaltySpec = (
     dp.GroupLasso

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from . import cifar, layout, mnist, speech
+from . import cifar, imagenet, layout, mnist, speech
 from .digits import digits
 from .layout import Layout
-from .split import Augmentation, Data, Split
+from .split import Augmentation, Data, Split, random_flip
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ CATALOGUE: dict[str, DataSet] = {
     "cifar10": DataSet((3, 32, 32), 10, cifar.CIFAR10, cifar.augment),
     "cifar10_first4000": DataSet((3, 32, 32), 10, cifar.FIRST_4000, cifar.augment),
     "cifar100": DataSet((3, 32, 32), 100, cifar.CIFAR100, cifar.augment),
+    "imagenet": DataSet((3, 224, 224), 1000, imagenet.IMAGENET, random_flip),
     "fsdd": DataSet(
         (1, speech.SAMPLES), 10, (Layout(("fsdd/fsdd.npz",), speech.fsdd),), speech.augment
     ),

@@ -11,16 +11,12 @@ from torch import Tensor
 
 from .cifar_pickle import read_batch
 from .layout import Layout
+from .pixels import moments, standardize, standardize_as
 from .split import Data, Split, random_crop, random_flip
 
 LOSSY = "CIFAR-10 from lossy JPEG: accuracies are not comparable with published ones"
 # The images are in random order, so the last ones serve for validation.
 HELD_OUT = 500
-# What the papers' experiments divide by is the mean deviation within an image.
-SCALES = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-}
 
 
 def read_pack(path: Path) -> tuple[Tensor, Tensor]:
@@ -49,43 +45,16 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     return random_flip(random_crop(x, 4, generator), generator)
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of uint8 images, both (channels,)."""
-    # In parts: all pixels in float64 would take a gigabyte.
-    sums = torch.stack(
-        [
-            torch.stack((part.sum((0, 2, 3)), part.square().sum((0, 2, 3))))
-            for part in (images.double() for images in x.split(1000))
-        ]
-    ).sum(0) / (x.numel() / x.shape[1])
-    return sums[0], (sums[1] - sums[0].square()).sqrt()
-
-
-def standardize(mean: Tensor, std: Tensor) -> Callable[[Tensor], Tensor]:
-    """uint8 images to (image - mean) / std, in float32 and channels_last in memory.
-
-    CPUs convolve such inputs faster. `mean` and `std` are of a channel, on the scale 0 to 255.
-    """
-    mean, std = (value.float().view(-1, 1, 1) for value in (mean, std))
-
-    def normalize(kept: Tensor) -> Tensor:
-        scaled = (kept.float() - mean.to(kept.device)) / std.to(kept.device)
-        return scaled.contiguous(memory_format=torch.channels_last)
-
-    return normalize
-
-
 def from_batches(name: str) -> Callable[..., Split]:
     """The reader of Python batches, those of the test set in the last file.
 
-    Pixels are scaled as in the papers' experiments, by `SCALES`.
+    Pixels are scaled as in the papers' experiments, by `pixels.SCALES`.
     """
 
     def read(*paths: Path) -> Split:
         batches = [read_batch(path) for path in paths]
         x, y = (torch.cat(parts) for parts in zip(*batches[:-1], strict=True))
-        mean, std = (torch.tensor(value) * 255 for value in SCALES[name])
-        return Split(x, y, *batches[-1], normalize=standardize(mean, std))
+        return Split(x, y, *batches[-1], normalize=standardize_as(name))
 
     return read
 
