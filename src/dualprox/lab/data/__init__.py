@@ -3,9 +3,11 @@
 from .catalogue import CATALOGUE, DataSet, caveat, load, load_split, require_files
 from .layout import DataError, Layout
 from .split import Data, Split
+from .wikitext import Corpus, load_corpus
 
 __all__ = [
     "CATALOGUE",
+    "Corpus",
     "Data",
     "DataError",
     "DataSet",
@@ -13,6 +15,7 @@ __all__ = [
     "Split",
     "caveat",
     "load",
+    "load_corpus",
     "load_split",
     "require_files",
 ]
