@@ -2,6 +2,7 @@
 
 from .catalogue import CATALOGUE, DataSet, caveat, load, load_split, require_files
 from .layout import DataError, Layout
+from .ljspeech import Recordings, Utterances, load_recordings
 from .split import Data, Split
 from .wikitext import Corpus, load_corpus
 
@@ -12,10 +13,13 @@ __all__ = [
     "DataError",
     "DataSet",
     "Layout",
+    "Recordings",
     "Split",
+    "Utterances",
     "caveat",
     "load",
     "load_corpus",
+    "load_recordings",
     "load_split",
     "require_files",
 ]

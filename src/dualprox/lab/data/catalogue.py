@@ -1,11 +1,14 @@
 """Which data sets of examples with labels there are, and what their examples look like."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from . import cifar, imagenet, layout, mnist, speech
 from .digits import digits
 from .layout import Layout
+from .ljspeech import LJSPEECH
 from .split import Augmentation, Data, Split, random_flip
+from .wikitext import CORPORA
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,15 @@ CATALOGUE: dict[str, DataSet] = {
 }
 
 
+def layouts_of(name: str) -> tuple[Layout[Any], ...]:
+    """The layouts of a data set, of examples with labels, of text or of recordings."""
+    others = {**CORPORA, "ljspeech": LJSPEECH}
+    return others[name] if name in others else CATALOGUE[name].layouts
+
+
 def require_files(name: str, data_dir: str | None) -> None:
     """Raise DataError, saying what must lie where, unless a data set's files are there."""
-    layout.find(CATALOGUE[name].layouts, data_dir)
+    layout.find(layouts_of(name), data_dir)
 
 
 def load(name: str, data_dir: str | None) -> Data:
@@ -81,4 +90,4 @@ def caveat(name: str, data_dir: str | None) -> str:
     Raises:
         DataError: its files are missing, or cannot be read.
     """
-    return layout.caveat(name, CATALOGUE[name].layouts, data_dir)
+    return layout.caveat(name, layouts_of(name), data_dir)
