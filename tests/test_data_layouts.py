@@ -19,6 +19,7 @@ from dualprox.lab.data import CATALOGUE, DataError, caveat, load_split, require_
 from dualprox.lab.data import layout as layouts
 from dualprox.lab.data.cifar_pickle import read_batch
 from dualprox.lab.data.layout import Layout, find, md5, open_unpacked
+from dualprox.lab.data.pixels import SCALES
 from dualprox.lab.recipes import RECIPES
 from python2_pickles import python2_pickle, write_batch
 
@@ -161,6 +162,14 @@ def test_cifar100_has_its_fine_labels(tmp_path):
     assert split.normalize(split.x)[1, 1, 0, 0].item() == pytest.approx(scaled, abs=1e-5)
 
 
+def test_pixels_are_scaled_by_the_constants_of_the_papers_experiments():
+    assert SCALES == {
+        "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+        "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    }
+
+
 class Malicious:
     def __init__(self, call, *arguments):
         self.reduced = call, arguments
@@ -199,6 +208,7 @@ def test_a_pickle_that_calls_anything_is_refused_before_it_does(call, protocol, 
         ({b"data": np.zeros((1, 3072), np.uint8), b"labels": [1, 2]}, "not one label"),
         ({b"data": np.zeros((1, 3072), np.uint8), b"labels": [b"a"]}, "not one label"),
         ({b"data": b"bytes", b"labels": [1]}, "no CIFAR batch"),
+        ({b"data": np.zeros((2, 3072), np.uint8, "F"), b"labels": [1, 2]}, "is not whole"),
     ],
 )
 def test_a_pickle_of_something_else_is_refused(batch, message, tmp_path):

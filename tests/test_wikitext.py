@@ -24,7 +24,7 @@ NAMES = {
 def write(folder, names, suffix=""):
     folder.mkdir(parents=True)
     for name, text in names.items():
-        content = text.encode()
+        content = text.encode("utf8")
         path = folder / (name + suffix)
         path.write_bytes(lzma.compress(content) if suffix else content)
 
@@ -45,6 +45,14 @@ def test_words_are_numbered_by_frequency_the_end_of_a_line_first(name, layout, s
     assert corpus.train.tolist() == line and corpus.train.dtype == torch.int32
     assert corpus.validation.tolist() == [1, 9, 9, 0]
     assert corpus.test.tolist() == [3, 0, 5, 0]
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path):
+    texts = {"train.txt": "a\rb\u2028c\x85d\n", "valid.txt": "a\n", "test.txt": "a\n"}
+    write(tmp_path / "wikitext-2", texts)
+    corpus = load_corpus("wikitext-2", str(tmp_path))
+    assert corpus.words == ("<eos>", "a", "b", "c", "d")
+    assert corpus.train.tolist() == [1, 2, 3, 4, 0]
 
 
 def test_a_word_that_training_lacks_needs_a_word_for_the_unknown(tmp_path):

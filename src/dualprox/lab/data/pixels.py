@@ -33,7 +33,9 @@ def standardize(mean: Tensor, std: Tensor) -> Callable[[Tensor], Tensor]:
     mean, std = (value.float().view(-1, 1, 1) for value in (mean, std))
 
     def normalize(kept: Tensor) -> Tensor:
-        scaled = (kept.float() - mean.to(kept.device)) / std.to(kept.device)
+        # Workers do not do this step for decoded images, so it saves what copies it can.
+        scaled = kept.to(torch.float32, copy=True)
+        scaled.sub_(mean.to(kept.device)).div_(std.to(kept.device))
         return scaled.contiguous(memory_format=torch.channels_last)
 
     return normalize
