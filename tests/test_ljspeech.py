@@ -122,6 +122,15 @@ def test_wav_files_come_back_and_others_are_refused(tmp_path):
         read_wav(tmp_path / "stereo.wav")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_recording_is_named_in_one_line(workers, folder):
+    for path in (folder / "LJSpeech-1.1" / "wavs").iterdir():
+        path.write_bytes(path.read_bytes()[:20])
+    recordings = replace(load_recordings(str(folder)), workers=workers)
+    with pytest.raises(DataError, match=r"^/.*LJ001-\d+\.wav is no WAV file:[^\n]*$"):
+        next(recordings.validation())
+
+
 def test_a_folder_gives_every_sentence_with_its_recording(folder):
     recordings = load_recordings(str(folder))
     sentences = recordings.sentences

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from . import layout
-from .layout import Layout, open_unpacked
+from .layout import DataError, Layout, open_unpacked
 from .letters import letters_of
 from .mel import RATE, log_mel
 from .speech import unpack
@@ -128,16 +128,21 @@ def read_wav(path: Path) -> np.ndarray:
     """The samples (int16) of a WAV file.
 
     Raises:
-        ValueError: it is not one channel of 16 bits at 22050 Hz.
+        DataError: it is damaged, or not one channel of 16 bits at 22050 Hz.
     """
-    with open_unpacked(path) as file, wave.open(file, "rb") as sound:
-        kind = (sound.getnchannels(), sound.getsampwidth(), sound.getframerate())
-        if kind != (1, 2, RATE):
-            raise ValueError(
-                f"{path} must be one channel of 2 bytes at {RATE} Hz, got {kind[0]} of {kind[1]} "
-                f"at {kind[2]}"
-            )
-        return np.frombuffer(sound.readframes(sound.getnframes()), "<i2")
+    try:
+        with open_unpacked(path) as file, wave.open(file, "rb") as sound:
+            kind = (sound.getnchannels(), sound.getsampwidth(), sound.getframerate())
+            samples = sound.readframes(sound.getnframes())
+    except (OSError, EOFError, wave.Error) as error:
+        raise DataError(f"{path} is no WAV file: {error}") from None
+    if kind != (1, 2, RATE):
+        channels, width, rate = kind
+        raise DataError(
+            f"{path} must be one channel of 2 bytes at {RATE} Hz, got {channels} of {width} "
+            f"at {rate}"
+        )
+    return np.frombuffer(samples, "<i2")
 
 
 def part(sentences: Sentences) -> Recordings:

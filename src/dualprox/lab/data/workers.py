@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .layout import DataError
+
 
 def default_workers() -> int:
     """As many processes as there are CPUs, at most 8."""
@@ -30,6 +32,9 @@ def read_batches(
 
     Returns:
         An iterator; its processes end with it.
+
+    Raises:
+        DataError: from the iterator, as an example raised it.
     """
     loader = DataLoader(
         examples,
@@ -39,4 +44,8 @@ def read_batches(
         # Else it would draw from the random numbers that the network's dropout comes from.
         generator=torch.Generator(),
     )
-    return iter(loader)
+    try:
+        yield from loader
+    except DataError as error:
+        # From a worker it comes with the worker's traceback before it.
+        raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
