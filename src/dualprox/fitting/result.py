@@ -12,6 +12,7 @@ from .target import TargetSize
 
 Stage = Literal["warmup", "search", "hold", "refit"]
 Watch = Callable[["Progress"], None]
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Fit:
 
 def choose(
     optimizer: str,
+    model: nn.Module,
     groups: ParamGroups,
     epochs: int,
     steps_per_epoch: int,
@@ -127,6 +129,9 @@ def choose(
     hold = 0.1 * (until_cut - warm)
     chosen = refit_optimizer or ("adamw" if optimizer == "ramda" else "sgd")
     decay = 1e-2 if chosen == "adamw" else 5e-4
+    # With batch norms the scale of weights does not matter, and larger steps are safe.
+    has_norms = any(isinstance(module, _BATCH_NORMS) for module in model.modules())
+    rate = 3e-3 if chosen == "adamw" else (0.1 if has_norms else 0.05)
     penalty = next(str(group["penalty"]) for group in groups if group["penalty"] is not None)
     return Choices(
         optimizer=optimizer,
@@ -137,7 +142,7 @@ def choose(
         hold_epochs=hold,
         refit_epochs=epochs - until_cut,
         refit_optimizer=chosen,
-        refit_lr=refit_lr if refit_lr is not None else (3e-3 if chosen == "adamw" else 0.05),
+        refit_lr=refit_lr if refit_lr is not None else rate,
         weight_decay=decay if weight_decay is None else weight_decay,
         penalty=penalty,
         ramp=0.52,
