@@ -22,8 +22,8 @@ import dualprox as dp
 from dualprox.files import write_json
 from dualprox.lab.bench import results
 from dualprox.lab.data import load
+from dualprox.lab.networks import example_input, make_model
 from dualprox.lab.slim import shrink_run, summary_of, trained_model
-from dualprox.lab.train import example_input, make_model
 
 
 @torch.no_grad()

@@ -21,7 +21,8 @@ from dualprox.lab.data.cifar import read_pack
 from dualprox.lab.data.mnist import read_idx
 from dualprox.lab.data.speech import SAMPLES
 from dualprox.lab.data.split import random_crop, random_flip
-from dualprox.lab.settings import Conv1dSpec, RamdaSpec, ResnetSpec, Run
+from dualprox.lab.settings import Run
+from dualprox.lab.specs import Conv1dSpec, RamdaSpec, ResnetSpec
 
 FOLDER = os.environ.get("DUALPROX_DATA")
 real_data = [

@@ -11,8 +11,8 @@ from dualprox.lab import settings
 from dualprox.lab.cli import main
 from dualprox.lab.data.digits import digits
 from dualprox.lab.fit_run import Batches
+from dualprox.lab.networks import make_model
 from dualprox.lab.recipes import RECIPES
-from dualprox.lab.train import make_model
 
 SHORT = ["--epochs", "4", "--set", "model.hidden=24"]
 

@@ -174,8 +174,9 @@ def _print_summary(folder: Path, run: Run) -> None:
 
 def _shrink(args: argparse.Namespace) -> int:
     require_extras()
+    from .networks import example_input
     from .slim import shrink_run, trained_model
-    from .train import RunFolderError, example_input
+    from .train import RunFolderError
 
     out = args.folder if args.out is None else args.out
     try:

@@ -16,9 +16,11 @@ from ..checks import is_count, require
 from ..files import write_json, write_json_lines
 from ..fitting.result import Progress
 from . import data, settings
-from .settings import RamdaSpec, RmdaSpec, Run, with_settings
+from .networks import example_input, make_model
+from .settings import Run, with_settings
 from .slim import summary_of, write_slim
-from .train import check, evaluate, example_input, make_model, require_empty
+from .specs import RamdaSpec, RmdaSpec
+from .train import check, evaluate, make_split, require_empty
 
 # What a fit decides by itself, whatever the recipe says.
 DECIDED = ("milestones", "gamma", "baseline", "coupled", "shrink_at_restart")
@@ -145,7 +147,7 @@ def go(wish: FitRun, folder: Path, show: Callable[[dict[str, Any]], None]) -> di
     torch.set_flush_denormal(True)
     torch.set_num_threads(run.threads)
     torch.manual_seed(run.seed)
-    split = data.load(run.data, run.data_dir)
+    split = make_split(run)
     model = make_model(run)
     metrics: list[dict[str, Any]] = []
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import dualprox as dp
 
-from .settings import (
+from .settings import Run
+from .specs import (
     AdamwSpec,
     Conv1dSpec,
     ProxAdamwSpec,
@@ -13,7 +14,6 @@ from .settings import (
     RamdaSpec,
     ResnetSpec,
     RmdaSpec,
-    Run,
     SgdSpec,
 )
 

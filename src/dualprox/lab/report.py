@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from ..files import read_json_lines, write_json, write_png
 from ..shrinking.report import readable_count, readable_seconds
 from .data import Split, caveat
+from .networks import make_model
 from .slim import shrink_run, summary_of
-from .train import Training, make_model
+from .specs import MlpSpec
+from .train import Training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,8 +85,8 @@ def write_report(training: Training, folder: Path) -> dict[str, Any]:
             _, report = shrink_run(training.run, training.model, training.plan, folder)
         summary |= summary_of(report)
         write_png(folder / "training.png", plot_training(training, metrics, dense))
-        split = training.split
-        if isinstance(split, Split) and split.image is not None:
+        split, is_mlp = training.split, isinstance(training.run.model, MlpSpec)
+        if is_mlp and isinstance(split, Split) and split.image is not None:
             dead = summary["dead_inputs"]["fc1"]
             pixels = plot_pixels(training, split.x, split.image, dead)
             write_png(folder / "pixels.png", pixels)

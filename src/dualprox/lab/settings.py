@@ -11,105 +11,16 @@ from typing import Any, Literal
 import dualprox as dp
 
 from ..checks import is_count, is_real, require
+from .specs import (
+    AdamwSpec,
+    MlpSpec,
+    ModelSpec,
+    OptimizerSpec,
+    PenaltySpec,
+    SgdSpec,
+    SolverSpec,
+)
 
-
-@dataclass(frozen=True)
-class RamdaSpec:
-    """Settings of `dualprox.RAMDA`."""
-
-    lr: float = 1e-2
-    momentum: float = 0.9
-    eps: float = 1e-6
-
-
-@dataclass(frozen=True)
-class RmdaSpec:
-    """Settings of `dualprox.RMDA`."""
-
-    lr: float = 0.1
-    momentum: float = 0.9
-
-
-@dataclass(frozen=True)
-class ProxSgdSpec:
-    """Settings of `dualprox.ProxSGD`."""
-
-    lr: float = 0.1
-    momentum: float = 0.9
-
-
-@dataclass(frozen=True)
-class ProxAdamwSpec:
-    """Settings of `dualprox.ProxAdamW`."""
-
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-
-
-@dataclass(frozen=True)
-class AdamwSpec:
-    """Settings of `torch.optim.AdamW`, the dense baseline's."""
-
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 1e-2
-
-
-@dataclass(frozen=True)
-class SgdSpec:
-    """Settings of `torch.optim.SGD`, a dense baseline's."""
-
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    nesterov: bool = True
-
-
-def _require_counts(name: str, values: tuple[int, ...], *, some: bool = False) -> None:
-    ok = all(map(is_count, values)) and (bool(values) or not some)
-    require(ok, name, "ints >= 1, at least one" if some else "ints >= 1", values)
-
-
-@dataclass(frozen=True)
-class MlpSpec:
-    """Settings of `models.mlp`; no `hidden` layers is logistic regression."""
-
-    hidden: tuple[int, ...] = (256, 128)
-
-    def __post_init__(self) -> None:
-        _require_counts("hidden", self.hidden)
-
-
-@dataclass(frozen=True)
-class Conv1dSpec:
-    """Settings of `models.conv1d`."""
-
-    widths: tuple[int, ...] = (32, 64, 64, 128, 128)
-
-    def __post_init__(self) -> None:
-        _require_counts("widths", self.widths, some=True)
-
-
-@dataclass(frozen=True)
-class ResnetSpec:
-    """Settings of `models.resnet`."""
-
-    widths: tuple[int, ...] = (16, 32, 64)
-    blocks: int = 3
-    stride: int = 1
-
-    def __post_init__(self) -> None:
-        _require_counts("widths", self.widths, some=True)
-        for name in ("blocks", "stride"):
-            value = getattr(self, name)
-            require(is_count(value), name, "an int >= 1", value)
-
-
-OptimizerSpec = RamdaSpec | RmdaSpec | ProxSgdSpec | ProxAdamwSpec | AdamwSpec | SgdSpec
-ModelSpec = MlpSpec | Conv1dSpec | ResnetSpec
 DataName = Literal[
     "digits",
     "mnist",
@@ -120,19 +31,11 @@ DataName = Literal[
     "imagenet",
     "fsdd",
 ]
-PenaltySpec = (
-    dp.GroupLasso
-    | dp.SparseGroupLasso
-    | dp.GroupMCP
-    | dp.GroupSCAD
-    | dp.GroupL0
-    | dp.GroupHalf
-    | dp.L1
-    | dp.NuclearNorm
-)
+Init = Literal["torch", "origin"]
+Normalization = Literal["own", "published"]
 _KINDS = {
     kind.__name__: kind
-    for union in (OptimizerSpec, PenaltySpec, ModelSpec)
+    for union in (OptimizerSpec, SolverSpec, PenaltySpec, ModelSpec)
     for kind in typing.get_args(union)
 }
 
@@ -146,7 +49,10 @@ class Run:
         data: which data set.
         data_dir: the folder that holds the files of data sets that come in files.
         augment: whether training examples are changed at random, as is usual for the data set.
+        normalization: how pixels become inputs: as the data set's own page says, or by the
+            constants of published experiments.
         model: which network with which settings.
+        init: where it starts: where torch's layers do, or with every parameter zero.
         optimizer: which optimizer with which settings.
         penalty: what the weights are penalized with; None trains a dense network.
         coupled: whether all slices that read one channel are one group, so that it can go.
@@ -167,7 +73,9 @@ class Run:
     data: DataName = "digits"
     data_dir: str | None = None
     augment: bool = False
-    model: ModelSpec = MlpSpec()
+    normalization: Normalization = "own"
+    model: ModelSpec = field(default=MlpSpec())
+    init: Init = "torch"
     coupled: bool = False
     shrink_at_restart: bool = False
     epochs: int = 30
@@ -183,8 +91,12 @@ class Run:
         for name in ("epochs", "batch_size", "threads"):
             value = getattr(self, name)
             require(is_count(value), name, "an int >= 1", value)
-        names = typing.get_args(DataName)
-        require(self.data in names, "data", f"one of {', '.join(names)}", self.data)
+        for name, kind in (("data", DataName), ("init", Init), ("normalization", Normalization)):
+            names, value = typing.get_args(kind), getattr(self, name)
+            require(value in names, name, f"one of {', '.join(names)}", value)
+        one_layer = isinstance(self.model, MlpSpec) and not self.model.hidden
+        rule = "torch for a network of several layers: at the origin it has no gradient"
+        require(one_layer or self.init == "torch", "init", rule, self.init)
         require(isinstance(self.seed, int) and self.seed >= 0, "seed", "an int >= 0", self.seed)
         steps = [0, *self.milestones, self.epochs]
         rising = all(a < b for a, b in pairwise(steps))

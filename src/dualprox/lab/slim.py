@@ -12,8 +12,9 @@ import dualprox as dp
 
 from ..checks import require
 from ..files import write_json
+from .networks import example_input, make_model
 from .settings import Run
-from .train import RunFolderError, example_input, make_model, read_checkpoint, read_run
+from .train import RunFolderError, read_checkpoint, read_run
 
 SLIM_FILES = ("slim.safetensors", "plan.json", "shrink.json", "shrink.png")
 

@@ -17,7 +17,9 @@ import dualprox as dp
 
 from ..checks import require
 from ..files import read_json_lines, write_atomically, write_json, write_json_lines
-from . import data, models, settings
+from . import data, settings, specs
+from .data.normalization import PUBLISHED, published
+from .networks import example_input, make_model
 from .recipes import RECIPES
 from .settings import Run
 
@@ -29,22 +31,15 @@ class RunFolderError(Exception):
     """A folder that is not a run, or not one that can go on."""
 
 
-def make_model(run: Run) -> nn.Module:
-    """The network of the run, for the inputs that its data set has.
+def make_split(run: Run) -> data.Data:
+    """The data of the run, its pixels normalized as the run says.
 
     Raises:
-        ValueError: it is none for such inputs.
+        DataError: the files of the data set are missing or damaged.
     """
-    known = data.CATALOGUE[run.data]
-    kind = {1: settings.MlpSpec, 2: settings.Conv1dSpec, 3: settings.ResnetSpec}[len(known.shape)]
-    rule = f"{kind.__name__} for data={run.data}"
-    require(isinstance(run.model, kind), "model", rule, run.model)
-    makers = {
-        settings.MlpSpec: models.mlp,
-        settings.Conv1dSpec: models.conv1d,
-        settings.ResnetSpec: models.resnet,
-    }
-    return makers[kind](known.shape[0], classes=known.classes, **asdict(run.model))
+    if run.normalization == "own":
+        return data.load(run.data, run.data_dir)
+    return replace(data.load_split(run.data, run.data_dir), normalize=published(run.data))
 
 
 def make_groups(run: Run, model: nn.Module) -> ParamsT:
@@ -55,23 +50,18 @@ def make_groups(run: Run, model: nn.Module) -> ParamsT:
     return dp.param_groups(model, run.penalty, coupled=run.coupled, example_input=example)
 
 
-def example_input(run: Run) -> Tensor:
-    """Two inputs of the shape that the run's data set has."""
-    shape = data.CATALOGUE[run.data].shape
-    return torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
-
-
 def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of the run over the model's parameters, penalized as the run says."""
     kinds = {
-        settings.RamdaSpec: dp.RAMDA,
-        settings.RmdaSpec: dp.RMDA,
-        settings.ProxSgdSpec: dp.ProxSGD,
-        settings.ProxAdamwSpec: dp.ProxAdamW,
-        settings.AdamwSpec: torch.optim.AdamW,
-        settings.SgdSpec: torch.optim.SGD,
+        specs.RamdaSpec: dp.RAMDA,
+        specs.RmdaSpec: dp.RMDA,
+        specs.ProxSgdSpec: dp.ProxSGD,
+        specs.ProxAdamwSpec: dp.ProxAdamW,
+        specs.AdamwSpec: torch.optim.AdamW,
+        specs.SgdSpec: torch.optim.SGD,
     }
-    return kinds[type(run.optimizer)](make_groups(run, model), **asdict(run.optimizer))
+    # Not asdict: it would take a solver apart, too.
+    return kinds[type(run.optimizer)](make_groups(run, model), **vars(run.optimizer))
 
 
 def check(run: Run) -> None:
@@ -84,6 +74,9 @@ def check(run: Run) -> None:
     require(known, "baseline", "the name of a recipe or none", run.baseline)
     augmented = data.CATALOGUE[run.data].augment is not None
     require(augmented or not run.augment, "augment", f"false for data={run.data}", run.augment)
+    own = run.normalization == "own"
+    rule = f"own for data={run.data}"
+    require(own or run.data in PUBLISHED, "normalization", rule, run.normalization)
     # Which weights read one channel takes seconds to find, and no setting can be wrong there.
     make_optimizer(replace(run, coupled=False, shrink_at_restart=False), make_model(run))
     data.require_files(run.data, run.data_dir)
@@ -104,7 +97,7 @@ class Training:
         torch.set_num_threads(run.threads)
         torch.manual_seed(run.seed)
         self.run = run
-        self.split = data.load(run.data, run.data_dir)
+        self.split = make_split(run)
         self.augment = data.CATALOGUE[run.data].augment if run.augment else None
         self.model = make_model(run)
         self.opt = make_optimizer(run, self.model)
@@ -244,7 +237,7 @@ def baseline_of(run: Run) -> Run | None:
     """The dense run to compare with: the same network, data and seed."""
     if run.baseline is None:
         return None
-    shared = ("data", "data_dir", "augment", "model", "seed", "threads")
+    shared = ("data", "data_dir", "augment", "normalization", "model", "init", "seed", "threads")
     return replace(RECIPES[run.baseline](), **{name: getattr(run, name) for name in shared})
 
 

@@ -15,9 +15,11 @@ import dualprox as dp
 from ...checks import is_count, is_real, require
 from ...files import read_json_lines, write_atomically, write_json, write_json_lines
 from .. import data, settings
+from ..networks import make_model
 from ..recipes import RECIPES
-from ..settings import AdamwSpec, Run, SgdSpec
+from ..settings import Run
 from ..slim import shrink_run
+from ..specs import AdamwSpec, SgdSpec
 from ..train import (
     START,
     RunFolderError,
@@ -27,7 +29,7 @@ from ..train import (
     go_on,
     made_by,
     make_groups,
-    make_model,
+    make_split,
     read_config,
     require_empty,
     start,
@@ -126,7 +128,7 @@ def natural_strength(run: Run) -> float:
     require(has_strength, "penalty", rule, run.penalty)
     torch.set_num_threads(run.threads)
     torch.manual_seed(run.seed)
-    split = data.load(run.data, run.data_dir)
+    split = make_split(run)
     augment = data.CATALOGUE[run.data].augment if run.augment else None
     model = make_model(run)
     # Batch norms take the statistics of each batch, as in the first step.
