@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..checks import require
 from . import data, models
 from .settings import Run
-from .specs import Conv1dSpec, Lenet5Spec, MlpSpec, ResnetSpec
+from .specs import Conv1dSpec, Lenet5Spec, MlpSpec, Resnet50Spec, ResnetSpec, Vgg19Spec
 
 # Of one input, without the batch.
 Shape = tuple[int, ...]
@@ -43,6 +43,8 @@ NETWORKS: dict[type, Network] = {
     Conv1dSpec: Network(_by_channels(models.conv1d), lambda shape: len(shape) == 2),
     ResnetSpec: Network(_by_channels(models.resnet), lambda shape: len(shape) == 3),
     Lenet5Spec: Network(_lenet5, lambda shape: shape in ((784,), (1, 28, 28))),
+    Vgg19Spec: Network(_by_channels(models.vgg19), lambda shape: shape[1:] == (32, 32)),
+    Resnet50Spec: Network(_by_channels(models.resnet50), lambda shape: len(shape) == 3),
 }
 
 

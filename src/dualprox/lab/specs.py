@@ -1,6 +1,7 @@
 """Parts of a run as frozen, typed values: its optimizer, its solver, its penalty, its network."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import dualprox as dp
 
@@ -114,8 +115,23 @@ class Lenet5Spec:
     """`models.lenet5`, which has no settings."""
 
 
+@dataclass(frozen=True)
+class Vgg19Spec:
+    """`models.vgg19`, which has no settings."""
+
+
+@dataclass(frozen=True)
+class Resnet50Spec:
+    """Settings of `models.resnet50`."""
+
+    images: Literal["small", "large"] = "small"
+
+    def __post_init__(self) -> None:
+        require(self.images in ("small", "large"), "images", "small or large", self.images)
+
+
 OptimizerSpec = RamdaSpec | RmdaSpec | ProxSgdSpec | ProxAdamwSpec | AdamwSpec | SgdSpec
-ModelSpec = MlpSpec | Conv1dSpec | ResnetSpec | Lenet5Spec
+ModelSpec = MlpSpec | Conv1dSpec | ResnetSpec | Lenet5Spec | Vgg19Spec | Resnet50Spec
 PenaltySpec = (
     dp.GroupLasso
     | dp.SparseGroupLasso

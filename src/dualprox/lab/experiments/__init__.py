@@ -1,0 +1,1 @@
+"""The papers' experiments: their tables, trained again and set beside what was published."""

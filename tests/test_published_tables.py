@@ -1,0 +1,230 @@
+"""The papers' tables: every setting and figure against the list of the papers' experiments."""
+
+import csv
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+import dualprox as dp
+from dualprox.lab import settings
+from dualprox.lab.data.normalization import PUBLISHED
+from dualprox.lab.experiments.published import TABLES, table_with
+from dualprox.lab.experiments.tables import Row, Table
+from dualprox.lab.specs import (
+    Lenet5Spec,
+    MlpSpec,
+    ProxAdamwSpec,
+    ProxSgdSpec,
+    RamdaSpec,
+    Resnet50Spec,
+    RmdaSpec,
+    SgdSpec,
+    Vgg19Spec,
+)
+from dualprox.lab.train import make_model, make_optimizer
+
+# The list lies beside the folder of data sets.
+EXPERIMENTS = Path(os.environ.get("DUALPROX_DATA", "nowhere")).parent / "papers" / "experiments.csv"
+needs_the_list = pytest.mark.skipif(not EXPERIMENTS.exists(), reason=f"there is no {EXPERIMENTS}")
+ROWS = [
+    pytest.param(table, row, id=f"{table.name}-{row.run.recipe}")
+    for table in TABLES.values()
+    for row in table.rows
+]
+SCRIPTED = [case for case in ROWS if case.values[1].script is not None]
+KINDS = {
+    "MSGD": SgdSpec,
+    "ProxSGD": ProxSgdSpec,
+    "ProxAdamW": ProxAdamwSpec,
+    "ProxSSI": ProxAdamwSpec,
+    "RMDA": RmdaSpec,
+    "RAMDA": RamdaSpec,
+}
+MODELS = {
+    "torchvision vgg19_bn": Vgg19Spec(),
+    "CIFAR ResNet50": Resnet50Spec(),
+    "Linear(784,10)": MlpSpec(hidden=()),
+    "7 Linear": MlpSpec(hidden=(512, 256, 128, 64, 32, 16)),
+    "LeNet5-large": Lenet5Spec(),
+}
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"[-+]?\d*\.?\d+(?:e[-+]?\d+)?", text)]
+
+
+def first(text: str) -> float:
+    return numbers(text)[0]
+
+
+def experiment(row: Row) -> dict[str, str]:
+    """The line of the list that a row's script stands in."""
+    with open(EXPERIMENTS, newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    script = row.script or ""
+    if script.startswith("Example/"):
+        found = [x for x in lines if x["id"] == script.replace("Example", "RAMDA-repo")]
+    else:
+        found = [x for x in lines if x["source"].split(" ")[0] == script]
+    assert len(found) == 1, (script, found)
+    return found[0]
+
+
+def check_optimizer(row: Row, line: dict[str, str]) -> None:
+    optimizer = row.run.optimizer
+    assert type(optimizer) is KINDS[line["algorithm"]]
+    assert optimizer.lr == first(line["lr"])
+    decay = getattr(optimizer, "weight_decay", 0.0)
+    assert decay == first(line["weight_decay"])
+    if isinstance(optimizer, SgdSpec):
+        assert optimizer.momentum == first(line["momentum_c"]) and not optimizer.nesterov
+    elif not isinstance(optimizer, ProxAdamwSpec):
+        assert 1 - optimizer.momentum == pytest.approx(first(line["momentum_c"]), rel=1e-12)
+    else:
+        assert list(optimizer.betas) == numbers(line["betas"])
+    if isinstance(optimizer, ProxAdamwSpec | RamdaSpec):
+        assert optimizer.eps == first(line["eps"])
+        # The schedule multiplies RAMDA's eps by gamma and leaves AdamW's.
+        assert line["eps_times_gamma_at_restart"] == (
+            "yes" if isinstance(optimizer, RamdaSpec) else "no"
+        )
+        check_solver(optimizer.solver, line)
+    else:
+        assert line["eps"] == line["subproblem_max_iters"] == ""
+
+
+def check_solver(solver: object, line: dict[str, str]) -> None:
+    if line["algorithm"] == "ProxSSI":
+        assert line["subproblem_max_iters"] == "100 (Newton-Raphson)"
+        assert line["subproblem_rtol"] == "atol=rtol=1e-7"
+        assert solver == dp.NewtonRaphson(max_iter=100, tol=1e-7)
+        return
+    assert isinstance(solver, dp.ProximalGradient)
+    assert solver.max_iter == int(line["subproblem_max_iters"])
+    off = line["subproblem_rtol"].startswith("off")
+    assert solver.rtol == (0.0 if off else float(line["subproblem_rtol"]))
+    assert solver.min_iter == (1 if line["algorithm"] == "RAMDA" else 2) and solver.tol is None
+
+
+def check_penalty(row: Row, line: dict[str, str]) -> None:
+    penalty = row.run.penalty
+    if line["regularizer"] == "none":
+        assert penalty is None and first(line["lambda"]) == 0
+    elif line["regularizer"].startswith("nuclear norm"):
+        assert penalty == dp.NuclearNorm(first(line["lambda"]))
+    else:
+        assert line["regularizer"] == "group LASSO"
+        assert penalty == dp.GroupLasso(first(line["lambda"]), axis=1, size_weighted=True)
+
+
+@pytest.mark.parametrize(("table", "row"), SCRIPTED)
+@pytest.mark.data
+@needs_the_list
+def test_a_row_has_the_settings_of_its_experiment(table: Table, row: Row) -> None:
+    line, run = experiment(row), row.run
+    # LeNet-5's settings are those of an example on Fashion-MNIST, for both data sets.
+    if not isinstance(run.model, Lenet5Spec):
+        assert line["dataset"].lower() == run.data.replace("_", "")
+    models = [model for start, model in MODELS.items() if line["model"].startswith(start)]
+    assert models == [run.model]
+    assert run.epochs == int(line["budget"].removesuffix(" epochs"))
+    assert run.batch_size == int(line["batch_size"])
+    assert list(run.milestones) == [int(each) for each in line["milestones"].split(",")]
+    assert run.gamma == first(line["gamma"])
+    check_optimizer(row, line)
+    check_penalty(row, line)
+    crops = "RandomCrop(32,pad4)+HFlip" in line["augmentation"]
+    assert run.augment == crops and (crops or line["augmentation"].startswith("none"))
+    means, scales = PUBLISHED[run.data]
+    given = numbers(line["augmentation"].partition("Normalize")[2])
+    assert run.normalization == "published" and given == [*means, *scales]
+    assert run.init == ("origin" if "origin" in line["init"] else "torch")
+    assert not (run.coupled or run.shrink_at_restart or run.refit) and run.baseline is None
+    if table.name.startswith("ramda"):
+        assert row.seeds == tuple(int(seed) for seed in numbers(line["seeds"].split("(")[0]))
+
+
+def check_figures(table: Table, row: Row, line: dict[str, str]) -> None:
+    text = re.sub(r"\(.*\)", "", line["paper_result"]).split("%")[-1]
+    if "not in paper" in text:
+        assert not row.published
+        return
+    # Table 2 prints the figures of Table 7 again, with fewer digits.
+    places = {"ramda-table2": 1}.get(table.name, 2)
+    for column, part in zip(table.columns, text.strip().split("/"), strict=False):
+        value = row.published.get(column.metric)
+        if part == "-":
+            assert value is None
+            continue
+        assert value is not None
+        mean, std = (*map(float, part.split("±")), None)[:2]
+        assert value.mean == pytest.approx(mean, abs=0.5 * 10**-places + 1e-9)
+        assert (value.std is None) == (std is None)
+        if value.std is not None and std is not None:
+            assert value.std == pytest.approx(std, abs=0.5 * 10**-places + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [c for c in SCRIPTED if str(c.values[0].name).startswith("ramda")],  # pyright: ignore
+)
+@pytest.mark.data
+@needs_the_list
+def test_a_row_has_the_figures_that_were_published(table: Table, row: Row) -> None:
+    line = experiment(row)
+    assert table.source.partition(", ")[2] in line["paper_ref"]
+    check_figures(table, row, line)
+
+
+@pytest.mark.data
+@needs_the_list
+@pytest.mark.parametrize(("name", "place"), [("mnist", 0), ("fashion-mnist", 1)])
+def test_the_figures_of_lenet5_are_those_of_the_talk(name: str, place: int) -> None:
+    lines = (EXPERIMENTS.parent / "rmda_slides.md").read_text(encoding="utf-8").splitlines()
+    begin = next(i for i, line in enumerate(lines) if "LeNet5/" in line)
+    for row, line in zip(TABLES[f"rmda-lenet5-{name}"].rows, lines[begin + 1 :], strict=False):
+        label, *cells = line.split("\t")
+        assert label == row.label
+        printed = [numbers(cell.replace("\\%", "")) for cell in cells[2 * place : 2 * place + 2]]
+        ours = [row.published.get(metric) for metric in ("val_accuracy", "group_sparsity")]
+        assert [[v.mean, v.std] if v else [] for v in ours] == printed
+
+
+@pytest.mark.data
+@needs_the_list
+def test_the_times_are_those_that_were_printed() -> None:
+    paper = (EXPERIMENTS.parent / "ramda_neurips2024.txt").read_text(encoding="utf-8")
+    rows = TABLES["ramda-table2"].rows
+    assert len(rows) == 8
+    for row in rows:
+        accuracy, sparsity, time = row.published.values()
+        cells = [f"{value.mean:.1f}±{value.std:.1f}%" for value in (accuracy, sparsity)]
+        assert f"{' '.join(cells)} {time.mean:.0f}s" in paper
+
+
+def test_a_name_of_a_row_means_one_run_and_survives_its_json() -> None:
+    seen: dict[str, settings.Run] = {}
+    for table in TABLES.values():
+        names = [row.run.recipe for row in table.rows]
+        assert len(set(names)) == len(names)
+        for row in table.rows:
+            assert seen.setdefault(row.run.recipe, row.run) == row.run
+            saved = json.loads(json.dumps(settings.to_json(row.run)))
+            assert settings.from_json(saved) == row.run
+            found = table_with(row.run.recipe)
+            assert found is not None and found.row(row.run.recipe) is not None
+            assert set(row.published) <= {column.metric for column in table.columns}
+
+
+@pytest.mark.parametrize(("table", "row"), ROWS)
+def test_a_row_can_be_trained_here(table: Table, row: Row) -> None:
+    model = make_model(row.run)
+    opt = make_optimizer(row.run, model)
+    penalized = [g for g in opt.param_groups if g.get("penalty") is not None]
+    weights = {id(p) for p in model.parameters() if p.dim() > 1}
+    found = {id(p) for group in penalized for p in group["params"]}
+    # No layer is excluded, and no bias or norm is penalized.
+    assert found == (weights if row.run.penalty else set())
