@@ -100,7 +100,7 @@ def test_bad_settings_cost_one_line_and_leave_nothing(assignment, message, tmp_p
         (["train", "--resume", "nowhere"], "nowhere is not a run folder: it has no config.json"),
         (["train", "--resume", "x", "--seed", "1"], "--resume takes everything from its folder"),
         (["train", "--seed", "-1"], "seed must be an int >= 0, got -1"),
-        (["show", "nowhere"], "'nowhere' is neither a run folder nor a recipe"),
+        (["show", "nowhere"], "'nowhere' is neither a run folder nor a recipe or table"),
     ],
 )
 def test_other_mistakes_cost_one_line_too(args, message, tmp_path, capsys, monkeypatch):

@@ -46,6 +46,11 @@ def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines; none if there is no file."""
     if not path.exists():

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import dualprox as dp
 
+from ..files import read_json, read_json_lines
 from . import console
 from .bench.command import add_bench
 from .doctor import doctor
+from .experiments.command import add_report, add_reproduce, show_reproduced, show_table
+from .experiments.published import TABLES, table_with
 from .fit_command import add_fit, show_fit
 from .path.command import add_path, show_path
 from .recipes import RECIPES
@@ -41,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         "  dualprox fit digits_mlp_ramda --params 0.1\n"
         "                          a network of the size that you name\n"
         "  dualprox path digits_mlp_ramda\n"
-        "                          what accuracy each size costs",
+        "                          what accuracy each size costs\n"
+        "  dualprox reproduce ramda-table7 --set data_dir=DIR\n"
+        "                          a published table, trained again",
         formatter_class=raw,
     )
     parser.add_argument("--version", action="version", version=f"dualprox {dp.__version__}")
@@ -70,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
 
     add_path(commands)
     add_fit(commands)
+    add_reproduce(commands)
+    add_report(commands)
 
     shrinking = commands.add_parser(
         "shrink",
@@ -104,13 +111,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     shrinking.set_defaults(run=_shrink)
 
-    listing = commands.add_parser("list", help="list the recipes")
+    listing = commands.add_parser("list", help="list the recipes and the tables")
     listing.set_defaults(run=_list)
 
     show = commands.add_parser(
-        "show", help="show a run folder or a recipe", epilog="example: dualprox show runs/rmda"
+        "show",
+        help="show a run folder, a recipe or a table",
+        epilog="example: dualprox show runs/rmda",
     )
-    show.add_argument("what", metavar="RUN", help="a run folder, or the name of a recipe")
+    show.add_argument("what", metavar="RUN", help="a run folder, or the name of a recipe or table")
     show.set_defaults(run=_show)
 
     add_bench(commands)
@@ -168,7 +177,7 @@ def _finish(folder: Path) -> int:
 def _print_summary(folder: Path, run: Run) -> None:
     from .report import rows
 
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_json(folder / "summary.json")
     console.print_summary(f"{run.recipe}, seed {run.seed}", rows(summary), folder)
 
 
@@ -199,33 +208,49 @@ def _shrink(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     del args
-    width = max(map(len, RECIPES))
+    width = max(map(len, [*RECIPES, *TABLES]))
     for name, recipe in RECIPES.items():
         first_line = (recipe.__doc__ or "").partition("\n")[0]
         mark = "  (default)" if name == _DEFAULT else ""
         print(f"{name:{width}}  {recipe().epochs:>4} epochs  {first_line}{mark}")
+    print("\ntables for `dualprox reproduce`:")
+    for name, table in TABLES.items():
+        print(f"{name:{width}}  {len(table.rows):>4} rows    {table.title} ({table.source})")
     return 0
+
+
+def _show_named(name: str) -> bool:
+    """Show the recipe, the table, or the row of a table of that name; False if there is none."""
+    if name in TABLES:
+        require_extras()
+        show_table(TABLES[name])
+        return True
+    table = table_with(name)
+    row = table.row(name) if table else None
+    if name not in RECIPES and row is None:
+        return False
+    print(json.dumps(to_json(RECIPES[name]() if row is None else row.run), indent=2))
+    return True
 
 
 def _show(args: argparse.Namespace) -> int:
     folder = Path(args.what)
-    if args.what in RECIPES and not folder.exists():
-        print(json.dumps(to_json(RECIPES[args.what]()), indent=2))
+    if not folder.exists() and _show_named(args.what):
         return 0
-    from ..files import read_json_lines
     from .train import RunFolderError, made_by, read_run
 
+    shows = {"path": show_path, "fit": show_fit, "reproduce": show_reproduced}
     try:
         command = made_by(folder)
         if command is not None:
             require_extras()
-            {"path": show_path, "fit": show_fit}[command](folder)
+            shows[command](folder)
             return 0
         run = read_run(folder)
     except RunFolderError as error:
         if folder.exists():
             raise UsageError(str(error)) from None
-        raise UsageError(f"{args.what!r} is neither a run folder nor a recipe") from None
+        raise UsageError(f"{args.what!r} is neither a run folder nor a recipe or table") from None
     print(json.dumps(to_json(run), indent=2))
     if (folder / "summary.json").exists():
         require_extras()

@@ -1,13 +1,13 @@
 """`dualprox fit`: arguments, and what is printed."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import dualprox as dp
 
+from ..files import read_json
 from . import console
 from .usage import UsageError, require_extras
 
@@ -114,6 +114,6 @@ def show_fit(folder: Path) -> None:
     if not (folder / "summary.json").exists():
         print(f"{folder} holds a fit that did not end; a fit begins anew")
         return
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_json(folder / "summary.json")
     title = f"fit of {summary['recipe']}, seed {summary['seed']}"
     console.print_summary(title, rows(summary), folder)

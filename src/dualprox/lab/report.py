@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..files import read_json_lines, write_json, write_png
 from ..shrinking.report import readable_count, readable_seconds
+from .bench.results import cpu_model
 from .data import Split, caveat
 from .networks import make_model
 from .slim import shrink_run, summary_of
@@ -57,6 +58,7 @@ def summarize(training: Training, folder: Path) -> dict[str, Any]:
         "epochs": training.epoch,
         "val_accuracy": last["val_accuracy"],
         "train_seconds": seconds,
+        "machine": cpu_model(),
         "caveat": caveat(training.run.data, training.run.data_dir),
     }
     if training.run.penalty is not None:

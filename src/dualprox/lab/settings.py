@@ -147,6 +147,40 @@ def from_json(saved: dict[str, Any]) -> Run:
         raise ValueError(f"not a run of this version of dualprox: {error}") from None
 
 
+def differences(run: Run, other: Run) -> dict[str, tuple[Any, Any]]:
+    """The fields, dotted, in which two runs differ, each with both values as JSON has them.
+
+    Example:
+        >>> from .specs import RmdaSpec
+        >>> run = Run("x", RmdaSpec(), epochs=3)
+        >>> differences(run, Run("x", RmdaSpec(lr=1.0), epochs=4))
+        {'optimizer.lr': (0.1, 1.0), 'epochs': (3, 4)}
+    """
+
+    def flat(value: Any, name: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {name: value}
+        inner = [flat(each, f"{name}.{key}" if name else key) for key, each in value.items()]
+        return {key: each for part in inner for key, each in part.items()}
+
+    ours, theirs = flat(to_json(run), ""), flat(to_json(other), "")
+    names = list(dict.fromkeys([*ours, *theirs]))
+    pairs = {name: (ours.get(name), theirs.get(name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def scaled_milestones(run: Run, epochs: int) -> tuple[int, ...]:
+    """The run's milestones where they stand relative to its epochs, in other epochs.
+
+    Example:
+        >>> from .specs import RmdaSpec
+        >>> scaled_milestones(Run("x", RmdaSpec(), epochs=100, milestones=(20, 40, 80)), 10)
+        (2, 4, 8)
+    """
+    scaled = {round(milestone * epochs / run.epochs) for milestone in run.milestones}
+    return tuple(sorted(milestone for milestone in scaled if 0 < milestone < epochs))
+
+
 def with_settings(run: Run, assignments: list[str]) -> Run:
     """The run with fields replaced by ``name=value`` texts; dots reach into nested settings.
 

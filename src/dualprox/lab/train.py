@@ -25,6 +25,8 @@ from .settings import Run
 
 Progress = Callable[[Run, dict[str, Any]], None]
 START = "start.safetensors"
+# Those that make folders of their own kind.
+COMMANDS = ("path", "fit", "reproduce")
 
 
 class RunFolderError(Exception):
@@ -278,13 +280,13 @@ def read_run(folder: Path) -> Run:
 
 
 def made_by(folder: Path) -> str | None:
-    """Which command other than train made a folder, "path" or "fit"; None for a run.
+    """Which command other than train made a folder: one of `COMMANDS`; None for a run.
 
     Raises:
         RunFolderError: it has no config.json, or a damaged one.
     """
     command = read_config(folder).get("command")
-    return command if command in ("path", "fit") else None
+    return command if command in COMMANDS else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Column:
     scale: float = 100.0
 
 
-ACCURACY = Column("val_accuracy", "validation accuracy (%)")
+ACCURACY = Column("val_accuracy", "accuracy (%)")
 WEIGHTED_SPARSITY = Column("weighted_group_sparsity", "weighted group sparsity (%)")
 GROUP_SPARSITY = Column("group_sparsity", "group sparsity (%)")
 LOW_RANK = Column("low_rank_level", "low-rank level (%)")

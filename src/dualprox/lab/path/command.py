@@ -1,7 +1,6 @@
 """`dualprox path`: arguments, and what is printed."""
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,14 +151,14 @@ def show_path(folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ...files import read_json_lines
+    from ...files import read_json, read_json_lines
     from .curve import accuracy_of, columns
     from .sweep import read_sweep
 
     sweep = read_sweep(folder)
     rows = read_json_lines(folder / "path.jsonl")
     finished = (folder / "summary.json").exists()
-    summary = json.loads((folder / "summary.json").read_text()) if finished else {"knee": None}
+    summary = read_json(folder / "summary.json") if finished else {"knee": None}
     if rows:
         head, *lines = columns(rows, summary)
         title = f"{sweep.run.recipe}, seed {sweep.run.seed}, strength_max {sweep.strength_max:.3g}"

@@ -88,13 +88,12 @@ class Sweep:
         assert run.penalty is not None
         if index:
             epochs = max(1, round(self.share * run.epochs))
-        scaled = {round(milestone * epochs / run.epochs) for milestone in run.milestones}
         strength = self.fractions[index] * self.strength_max
         return replace(
             run,
             penalty=run.penalty.with_strength(strength),  # pyright: ignore[reportArgumentType]
             epochs=epochs,
-            milestones=tuple(sorted(m for m in scaled if 0 < m < epochs)),
+            milestones=settings.scaled_milestones(run, epochs),
             baseline=None,
             shrink_at_restart=False,
         )
