@@ -206,6 +206,18 @@ def test_a_published_run_is_marked_by_nothing_and_scaled_by_nothing() -> None:
     assert reproduce.mark(other, row.run) == "changed"
 
 
+def test_exact_takes_the_solver_away_where_there_is_one_and_says_so() -> None:
+    for row in TABLE.rows:
+        run = reproduce.changed(row, ["epochs=10"], exact=True)
+        solver = getattr(row.run.optimizer, "solver", None)
+        assert getattr(run.optimizer, "solver", None) is None
+        told = reproduce.changes(run, row.run)
+        if solver is None:
+            assert run == reproduce.changed(row, ["epochs=10"])
+        else:
+            assert f"optimizer.solver=None (published: {type(solver).__name__})" in told
+
+
 def test_a_run_that_diverges_does_not_keep_the_others_from_training(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -252,7 +264,8 @@ def test_runs_of_other_recipes_stand_beside_nothing(tmp_path: Path) -> None:
 
 def test_a_value_reads_what_tables_print_and_prints_it() -> None:
     assert Value.parsed("72.34±11.9") == Value(72.34, 11.9)
-    assert Value.of([2.0, 4.0, 9.0]) == Value(5.0, pytest.approx(13**0.5))
+    three = Value.of([2.0, 4.0, 9.0])
+    assert (three.mean, three.std) == (5.0, pytest.approx(13**0.5))
     assert Value.of([2.0]).text(1) == "2.0"
 
 

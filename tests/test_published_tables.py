@@ -29,12 +29,17 @@ from dualprox.lab.train import make_model, make_optimizer
 # The list lies beside the folder of data sets.
 EXPERIMENTS = Path(os.environ.get("DUALPROX_DATA", "nowhere")).parent / "papers" / "experiments.csv"
 needs_the_list = pytest.mark.skipif(not EXPERIMENTS.exists(), reason=f"there is no {EXPERIMENTS}")
-ROWS = [
-    pytest.param(table, row, id=f"{table.name}-{row.run.recipe}")
-    for table in TABLES.values()
-    for row in table.rows
-]
-SCRIPTED = [case for case in ROWS if case.values[1].script is not None]
+
+
+def cases(prefix: str = "", scripted: bool = True) -> list:
+    return [
+        pytest.param(table, row, id=f"{table.name}-{row.run.recipe}")
+        for table in TABLES.values()
+        for row in table.rows
+        if table.name.startswith(prefix) and (row.script or not scripted)
+    ]
+
+
 KINDS = {
     "MSGD": SgdSpec,
     "ProxSGD": ProxSgdSpec,
@@ -81,9 +86,10 @@ def check_optimizer(row: Row, line: dict[str, str]) -> None:
     assert decay == first(line["weight_decay"])
     if isinstance(optimizer, SgdSpec):
         assert optimizer.momentum == first(line["momentum_c"]) and not optimizer.nesterov
-    elif not isinstance(optimizer, ProxAdamwSpec):
+    elif isinstance(optimizer, ProxSgdSpec | RmdaSpec | RamdaSpec):
         assert 1 - optimizer.momentum == pytest.approx(first(line["momentum_c"]), rel=1e-12)
     else:
+        assert isinstance(optimizer, ProxAdamwSpec)
         assert list(optimizer.betas) == numbers(line["betas"])
     if isinstance(optimizer, ProxAdamwSpec | RamdaSpec):
         assert optimizer.eps == first(line["eps"])
@@ -120,7 +126,7 @@ def check_penalty(row: Row, line: dict[str, str]) -> None:
         assert penalty == dp.GroupLasso(first(line["lambda"]), axis=1, size_weighted=True)
 
 
-@pytest.mark.parametrize(("table", "row"), SCRIPTED)
+@pytest.mark.parametrize(("table", "row"), cases())
 @pytest.mark.data
 @needs_the_list
 def test_a_row_has_the_settings_of_its_experiment(table: Table, row: Row) -> None:
@@ -167,10 +173,7 @@ def check_figures(table: Table, row: Row, line: dict[str, str]) -> None:
             assert value.std == pytest.approx(std, abs=0.5 * 10**-places + 1e-9)
 
 
-@pytest.mark.parametrize(
-    ("table", "row"),
-    [c for c in SCRIPTED if str(c.values[0].name).startswith("ramda")],  # pyright: ignore
-)
+@pytest.mark.parametrize(("table", "row"), cases("ramda"))
 @pytest.mark.data
 @needs_the_list
 def test_a_row_has_the_figures_that_were_published(table: Table, row: Row) -> None:
@@ -219,7 +222,7 @@ def test_a_name_of_a_row_means_one_run_and_survives_its_json() -> None:
             assert set(row.published) <= {column.metric for column in table.columns}
 
 
-@pytest.mark.parametrize(("table", "row"), ROWS)
+@pytest.mark.parametrize(("table", "row"), cases(scripted=False))
 def test_a_row_can_be_trained_here(table: Table, row: Row) -> None:
     model = make_model(row.run)
     opt = make_optimizer(row.run, model)

@@ -150,6 +150,8 @@ def from_json(saved: dict[str, Any]) -> Run:
 def differences(run: Run, other: Run) -> dict[str, tuple[Any, Any]]:
     """The fields, dotted, in which two runs differ, each with both values as JSON has them.
 
+    Of values of two kinds, such as two solvers, the kinds are named.
+
     Example:
         >>> from .specs import RmdaSpec
         >>> run = Run("x", RmdaSpec(), epochs=3)
@@ -157,16 +159,17 @@ def differences(run: Run, other: Run) -> dict[str, tuple[Any, Any]]:
         {'optimizer.lr': (0.1, 1.0), 'epochs': (3, 4)}
     """
 
-    def flat(value: Any, name: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {name: value}
-        inner = [flat(each, f"{name}.{key}" if name else key) for key, each in value.items()]
-        return {key: each for part in inner for key, each in part.items()}
+    def short(value: Any) -> Any:
+        return value["kind"] if isinstance(value, dict) else value
 
-    ours, theirs = flat(to_json(run), ""), flat(to_json(other), "")
-    names = list(dict.fromkeys([*ours, *theirs]))
-    pairs = {name: (ours.get(name), theirs.get(name)) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    def compare(ours: Any, theirs: Any, name: str) -> dict[str, tuple[Any, Any]]:
+        nested = isinstance(ours, dict) and isinstance(theirs, dict)
+        if not nested or ours.get("kind") != theirs.get("kind"):
+            return {} if ours == theirs else {name: (short(ours), short(theirs))}
+        parts = [compare(ours[k], theirs[k], f"{name}.{k}" if name else k) for k in ours]
+        return {key: pair for part in parts for key, pair in part.items()}
+
+    return compare(to_json(run), to_json(other), "")
 
 
 def scaled_milestones(run: Run, epochs: int) -> tuple[int, ...]:

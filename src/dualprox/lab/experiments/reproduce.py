@@ -10,6 +10,7 @@ from ...checks import require
 from ...files import write_json
 from ..report import write_report
 from ..settings import Run, differences, scaled_milestones, with_settings
+from ..specs import ProxAdamwSpec, RamdaSpec
 from ..train import Progress, RunFolderError, check, go_on, made_by, read_config, read_run, start
 from .tables import Row, Table
 
@@ -57,19 +58,27 @@ def mark(run: Run, published: Run) -> str:
     return "shortened" if run.epochs < published.epochs else "changed"
 
 
-def changed(row: Row, assignments: list[str]) -> Run:
+def changed(row: Row, assignments: Sequence[str], exact: bool = False) -> Run:
     """The row's run with fields replaced as by ``--set``.
 
     Other epochs move the milestones along, unless they are set, too.
 
+    Args:
+        row: of a table.
+        assignments: as for ``--set``.
+        exact: whether the library's own solver takes the place of the paper's, where there is one.
+
     Raises:
         ValueError: a setting is none of the run, or breaks its rules.
     """
+    published, optimizer = row.run, row.run.optimizer
+    if exact and isinstance(optimizer, RamdaSpec | ProxAdamwSpec):
+        published = replace(published, optimizer=replace(optimizer, solver=None))
     names = [assignment.partition("=")[0] for assignment in assignments]
     if "epochs" not in names or "milestones" in names:
-        return with_settings(row.run, assignments)
-    run = with_settings(row.run, [*assignments, "milestones="])
-    return replace(run, milestones=scaled_milestones(row.run, run.epochs))
+        return with_settings(published, list(assignments))
+    run = with_settings(published, [*assignments, "milestones="])
+    return replace(run, milestones=scaled_milestones(published, run.epochs))
 
 
 def rows_named(table: Table, patterns: Sequence[str]) -> list[Row]:
@@ -95,6 +104,7 @@ def plan(
     patterns: Sequence[str] = (),
     seeds: Sequence[int] = (),
     assignments: Sequence[str] = (),
+    exact: bool = False,
 ) -> list[Job]:
     """The runs of a table, in its order.
 
@@ -105,6 +115,7 @@ def plan(
         patterns: which rows; none for all.
         seeds: of each; none for those of the paper.
         assignments: as for ``--set``, in every row.
+        exact: as for `changed`.
 
     Raises:
         ValueError: a row is not known, or a setting breaks its rules in one of the rows.
@@ -113,7 +124,7 @@ def plan(
     require(len(set(seeds)) == len(seeds), "seeds", "different numbers", tuple(seeds))
     jobs = []
     for row in rows_named(table, patterns):
-        run = changed(row, list(assignments))
+        run = changed(row, assignments, exact)
         check(run)
         word = mark(run, row.run)
         name = f"{run.recipe}-{word}" if word else run.recipe
