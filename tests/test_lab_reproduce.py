@@ -14,10 +14,10 @@ from dualprox.lab import settings, train
 from dualprox.lab.cli import main
 from dualprox.lab.experiments import command, reproduce, results
 from dualprox.lab.experiments.page import write_report
-from dualprox.lab.experiments.published import TABLES
+from dualprox.lab.experiments.published import TABLES, table_with
 from dualprox.lab.experiments.tables import ACCURACY, WEIGHTED_SPARSITY, Value
 from dualprox.lab.recipes import RECIPES
-from test_data_sets import write_idx
+from test_data_sets import write_idx, write_images
 
 pytestmark = pytest.mark.usefixtures("torch_as_before")
 
@@ -329,3 +329,29 @@ def test_folders_of_something_else_are_refused_and_left_as_they_are(
     assert main(["report", str(out)]) == 2
     captured = capsys.readouterr()
     assert "unfinished, left out" in captured.out and "no finished run in" in captured.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["lenet5_mnist_prox_ssi", "mlp_fashion_mnist_nuclear_ramda", "vgg19_cifar10_rmda"],
+)
+def test_a_row_of_each_network_is_trained_cut_and_told(name: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for folder in ("mnist", "fashion-mnist"):
+        for part, count in (("train", 64), ("t10k", 10)):
+            start = tmp_path / folder / "files"
+            images, labels = rng.integers(0, 256, (count, 28, 28)), rng.integers(0, 10, count)
+            write_idx(start.with_name(f"{part}-images-idx3-ubyte.gz"), images)
+            write_idx(start.with_name(f"{part}-labels-idx1-ubyte.gz"), labels)
+    for part, count in (("train", 4), ("test", 2)):
+        images = rng.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
+        write_images(tmp_path / "cifar10" / f"cifar10_{part}_jpeg.npz", images, range(count))
+    table = table_with(name)
+    assert table is not None
+    out = tmp_path / "out"
+    args = ["reproduce", table.name, "--rows", name, "--seeds", "1", "--out", str(out)]
+    assert main([*args, "--set", f"data_dir={tmp_path}", "epochs=2"]) == 0
+    assert (out / f"{name}-shortened-seed1" / "slim.safetensors").exists()
+    text = (out / "report.md").read_text()
+    assert ("lossy JPEG" in text) == ("cifar10" in name)

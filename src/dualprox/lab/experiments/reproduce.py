@@ -163,8 +163,6 @@ def carry_out(job: Job, progress: Progress) -> None:
         FloatingPointError: the loss is not finite.
         ShrinkError: what was trained cannot be shrunk.
     """
-    if job.is_finished:
-        return
     if not (job.folder / "config.json").exists():
         start(job.run, job.folder)
     training = go_on(job.folder, progress)
