@@ -1,1 +1,1 @@
-"""The papers' experiments: their tables, trained again and set beside what was published."""
+"""The papers' experiments: their tables, trained again beside what was published, and studies."""
