@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from dualprox.kernels import native, triton_steps
-from dualprox.lab import doctor, settings, train
+from dualprox.lab import doctor, settings, specs, train
 from dualprox.lab.cli import main
 from dualprox.lab.recipes import RECIPES
 
@@ -54,7 +54,7 @@ def test_set_reaches_every_typed_field():
         ],
     )
     assert (run.seed, run.optimizer.lr, run.milestones) == (3, 0.5, (4, 9))
-    assert run.model == settings.MlpSpec(hidden=(16,))
+    assert run.model == specs.MlpSpec(hidden=(16,))
     assert run.penalty == replace(
         RECIPES["digits_mlp_ramda"]().penalty,  # pyright: ignore
         strength=2e-3,

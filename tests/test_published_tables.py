@@ -13,6 +13,7 @@ from dualprox.lab import settings
 from dualprox.lab.data.normalization import PUBLISHED
 from dualprox.lab.experiments.published import TABLES, table_with
 from dualprox.lab.experiments.tables import Row, Table
+from dualprox.lab.networks import make_model
 from dualprox.lab.specs import (
     Lenet5Spec,
     MlpSpec,
@@ -24,7 +25,7 @@ from dualprox.lab.specs import (
     SgdSpec,
     Vgg19Spec,
 )
-from dualprox.lab.train import make_model, make_optimizer
+from dualprox.lab.train import make_optimizer
 
 # The list lies beside the folder of data sets.
 EXPERIMENTS = Path(os.environ.get("DUALPROX_DATA", "nowhere")).parent / "papers" / "experiments.csv"
