@@ -218,6 +218,43 @@ def test_watch_sees_the_structured_point_and_leaves_no_trace() -> None:
 
 
 @pytest.mark.slow
+def test_a_held_structure_begins_at_zero_after_two_restarts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loader looks at the weights that a batch is about to train: the iterate."""
+    model, data = network("mlp"), batches("mlp")
+    restarts: list[int] = []
+    seen: list[int] = []
+
+    class Peeking:
+        def __len__(self) -> int:
+            return len(data)
+
+        def __iter__(self) -> Any:
+            for batch in data:
+                seen.append(int((model.get_parameter("2.weight") != 0).any(0).sum()))
+                yield batch
+
+    restart = dp.RAMDA.restart
+
+    def counted(opt: dp.RAMDA) -> None:
+        restarts.append(len(seen))
+        restart(opt)
+
+    monkeypatch.setattr(dp.RAMDA, "restart", counted)
+    result = fitted(
+        model=model, loader=Peeking(), epochs=20, warmup=0.1, search=0.8, example_input=data[0][0]
+    )
+    plan, steps = result.plan, len(data)
+    hold_from = round((plan.warmup_epochs + plan.search_epochs) * steps)
+    middle = round(plan.warmup_epochs * steps) + round(plan.restart * plan.search_epochs * steps)
+    assert restarts == [middle, hold_from]
+    width = result.model.get_parameter("2.weight").shape[1]
+    cut_at = hold_from + round(plan.hold_epochs * steps)
+    assert set(seen[hold_from:cut_at]) == {width} != {40}
+    assert set(seen[:middle]) == {40}
+
+
 def test_a_model_in_evaluation_mode_is_trained() -> None:
     model = network("cnn").eval()
     result = fitted("cnn", 3, model=model)

@@ -105,6 +105,38 @@ def test_a_revived_group_dies_again_when_the_size_is_set(monkeypatch: pytest.Mon
     assert sum(int(own.sum()) for own in now) < sum(int(own.sum()) for own in revived)
 
 
+def test_the_size_is_met_at_the_moment_of_holding() -> None:
+    """Left alone since the last look, the strength fits the sums of then, and not of now."""
+    model, data = network("mlp"), batches("mlp")
+    opt = dp.RAMDA(groups_of(model, data, FLAT["l0"]), lr=0.01)
+    control = dp.SizeControl(
+        opt, model, dp.TargetSize(params=0.4), data[0][0],
+        ramp_steps=5, steer_until=10, hold_from=200, every=5,
+    )  # fmt: skip
+    train(model, opt, control, data, 199)
+    looks = [record.step for record in control.history]
+    drifted = control.size()
+    train(model, opt, control, data, 1)
+    assert looks == [5, 10] and drifted < 0.36
+    assert control.history[-1].step == 200 and 0.36 < control.size() <= 0.4
+    with pytest.raises(ValueError, match=r"steer_until must be an int from 1 to hold_from = 5"):
+        dp.SizeControl(
+            opt, model, dp.TargetSize(params=0.4), data[0][0],
+            ramp_steps=5, steer_until=6, hold_from=5,
+        )  # fmt: skip
+
+
+def test_a_group_of_weight_zero_is_a_group() -> None:
+    """It costs nothing; but if it is zero, a frozen structure holds it, and it counts."""
+    coupling = dp.Coupling(coupling_of(MEMBERS).members, weights=(0.0, 1.0, 1.0, 1.0))
+    penalty = dp.Coupled(dp.GroupLasso(0.3), coupling)
+    w = torch.zeros(coupling.numel())
+    owner = torch.cat([own.flatten() for own in owners()])
+    live = penalty.live_entries(w)
+    assert live is not None and torch.equal(live, owner < 0)
+    assert len(penalty.penalized_entries(w)) == int((owner >= 0).sum())
+
+
 def test_a_checkpoint_of_a_held_structure_continues() -> None:
     model, opt, control, data = held(FLAT["l0"])
     opt.restart()
