@@ -210,12 +210,12 @@ def test_latency_is_aimed_at_by_what_has_been_measured(monkeypatch: pytest.Monke
         asked.append(sum(param.numel() for param in model.parameters()))
         return 1.0 + 9.0 * asked[-1] / asked[0]
 
-    monkeypatch.setattr(dp.SizeControl, "_measured", cost)
+    monkeypatch.setattr("dualprox.fitting.aims.LatencyAim.measured", cost)
     model, opt, control, data = steered(
         "mlp", dp.TargetSize(latency_ms=4.6), steps=60, ramp_steps=20, hold_from=60, every=12
     )
     assert len(asked) > 4
-    found = control._measured(shrunk(model, opt, data))
+    found = control.latency.measured(shrunk(model, opt, data))
     assert found == pytest.approx(4.6, rel=0.05)
 
 

@@ -16,14 +16,11 @@ from ..penalties import GroupPenalty, Rank, Support
 from ..shrinking.factorize import factorizable
 from ..shrinking.footprint import Footprint
 from ..shrinking.inputs import ExampleInput
-from ..shrinking.measure import measure
 from ..shrinking.slim import shrink
+from .aims import LatencyAim, least_strength
 from .hold import held, holding_penalty
 from .levels import MARGIN, Level, require_own_groups, require_sizes, slices_alive
 from .target import TargetSize
-
-_BISECTIONS = 40
-_MOST_STRENGTH = 1e24
 
 
 @dataclass(frozen=True)
@@ -182,7 +179,7 @@ class SizeControl:
         # Of each level, the weights with which it is held.
         self._held: list[tuple[float, ...] | None] = [None] * len(self.levels)
         self.history: list[SizeRecord] = []
-        self._latencies: list[tuple[float, float]] = []
+        self.latency = LatencyAim(target, example_input)
         self.goal = self._target_share()
         self._require_reachable()
 
@@ -224,17 +221,8 @@ class SizeControl:
         if self.target.measure == "macs":
             return self.target.share_of(dense.macs)
         if self.target.measure == "latency_ms":
-            known = self._measured(self.model)
-            self._latencies.append((1.0, known))
-            return min(1.0, self.target.value / known)
+            return self.latency.goal(1.0, self.model)
         return self.target.share_of(dense.parameters)
-
-    def _measured(self, model: nn.Module) -> float:
-        cost = measure(model, self.example, batch_sizes=(self.target.batch_size,), seconds=0.3)
-        timing = cost.latencies[0].timing
-        if timing is None:
-            raise ValueError(f"latency cannot be measured: {cost.latencies[0].failure}")
-        return 1e3 * timing.median
 
     def step(self) -> None:
         """Count an optimizer step; look and steer when it is time."""
@@ -296,32 +284,16 @@ class SizeControl:
             level.refresh()
         if self.balance and weigh:
             self._weigh()
-        wanted = goal
 
         def size(strength: float) -> float:
             return self._size(self._strengths(strength))
 
-        above = max(self.strength, 1e-30)
-        while size(above) > goal:
-            above *= 4
-            if above > _MOST_STRENGTH:  # bounds forbid the goal: as small as it gets
-                goal = size(above)
-        below = above
-        for _ in range(100):
-            below /= 4
-            if size(below) > goal or below < 1e-30:
-                break
-            above = below
-        for _ in range(_BISECTIONS):
-            middle = math.sqrt(below * above)
-            below, above = (below, middle) if size(middle) <= goal else (middle, above)
-            if above / below < 1 + 1e-6:
-                break
-        self.strength = above * (1 + MARGIN)
+        found = least_strength(size, goal, max(self.strength, 1e-30))
+        self.strength = found * (1 + MARGIN)
         strengths = self._strengths(self.strength)
         self._set(strengths)
         reached = self._size(strengths)
-        self.history.append(SizeRecord(self.steps, wanted, reached, self.strength))
+        self.history.append(SizeRecord(self.steps, goal, reached, self.strength))
         return reached
 
     def _set(self, strengths: Sequence[float]) -> None:
@@ -378,16 +350,9 @@ class SizeControl:
         self.weights = [max(means[level.number] / largest, 1e-9) for level in self.levels]
 
     def _aim_at_latency(self) -> None:
-        """Turn the latency into the share of parameters that has it, by what has been measured."""
         with self.opt.structured():
             slim = shrink(self.model, self.example, latency=False, select_inputs=self.select_inputs)
-        share, known = self.size(), self._measured(slim)
-        self._latencies.append((share, known))
-        (s0, t0), (s1, t1) = self._latencies[-2:]
-        power = 0.7
-        if abs(math.log(s1 / s0)) > 0.05:
-            power = min(1.5, max(0.2, math.log(t1 / t0) / math.log(s1 / s0)))
-        self.goal = min(1.0, max(1e-4, s1 * (self.target.value / t1) ** (1 / power)))
+        self.goal = self.latency.goal(self.size(), slim)
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and lists, loadable with ``weights_only=True``."""
@@ -398,7 +363,7 @@ class SizeControl:
             "weights": list(self.weights),
             "held": [None if own is None else list(own) for own in self._held],
             "goal": self.goal,
-            "latencies": [list(pair) for pair in self._latencies],
+            "latencies": [list(pair) for pair in self.latency.known],
             "history": [asdict(record) for record in self.history],
         }
 
@@ -414,7 +379,7 @@ class SizeControl:
             )
         self.steps, self.strength = state["steps"], state["strength"]
         self.weights, self.goal = list(state["weights"]), state["goal"]
-        self._latencies = [(share, known) for share, known in state["latencies"]]
+        self.latency.known = [(share, known) for share, known in state["latencies"]]
         self.history = [SizeRecord(**record) for record in state["history"]]
         self._held = [None if own is None else tuple(own) for own in state["held"]]
         for level, own, weights in zip(self.levels, state["strengths"], self._held, strict=True):

@@ -383,7 +383,7 @@ class _Fitting:
             return 1 - self.landed, value
         if measure == "latency_ms":
             batch = self.target.batch_size
-            found = self.control._measured(self.model) if batch else math.nan
+            found = self.control.latency.measured(self.model) if batch else math.nan
             return found, value
         small = report.after.parameters if measure == "params" else report.after.macs
         large = report.before.parameters if measure == "params" else report.before.macs
