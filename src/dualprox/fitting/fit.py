@@ -1,27 +1,19 @@
 """`fit`: from a network and a wish to the network that grants it, in one call."""
 
-import copy
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ..checks import is_count, is_real, require
 from ..grouping import ParamGroups, param_groups
-from ..optim import RAMDA, RMDA, DualAveraging
 from ..penalties import GroupL0, GroupPenalty, Penalty
 from ..penalties.low_rank import SpectralPenalty
 from ..shrinking.inputs import ExampleInput
-from ..shrinking.measure import compare, measure
-from ..shrinking.report import ShrinkReport, attach_report, report_of
-from ..shrinking.slim import shrink
-from .batches import Batch, Loss, example_of, loss_of
-from .control import SizeControl
-from .result import Choices, Fit, Progress, Stage, Watch, choose
+from .batches import Batch, Loss, example_of
+from .result import Fit, Watch, choose
+from .stages import Fitting
 from .target import TargetSize
 
 
@@ -132,7 +124,7 @@ def fit(
         optimizer, model, groups, epochs, steps_per_epoch, refit, lr, momentum, warmup, search,
         refit_optimizer, refit_lr, weight_decay,
     )  # fmt: skip
-    return _Fitting(
+    return Fitting(
         model, loader, epochs, steps_per_epoch, target, loss, example_input, groups, plan,
         select_inputs, round_to, latency, progress, watch,
     ).run()  # fmt: skip
@@ -170,231 +162,3 @@ def _groups(
     return param_groups(
         model, chosen, coupled=True, example_input=example_input, select_inputs=select_inputs
     )
-
-
-class _Fitting:
-    """A fit in progress."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loader: Iterable[Batch],
-        epochs: int,
-        steps_per_epoch: int,
-        target: TargetSize,
-        loss: Loss,
-        example_input: ExampleInput,
-        groups: ParamGroups,
-        plan: Choices,
-        select_inputs: bool,
-        round_to: int,
-        latency: bool,
-        progress: bool,
-        watch: Watch | None,
-    ) -> None:
-        self.model, self.loader, self.epochs, self.loss = model, loader, epochs, loss
-        self.target, self.example, self.plan = target, example_input, plan
-        self.select_inputs, self.round_to, self.latency = select_inputs, round_to, latency
-        self.progress, self.watch = progress, watch
-        self.steps_per_epoch = steps_per_epoch
-        self.total = epochs * steps_per_epoch
-        self.begin = min(round(plan.warmup_epochs * steps_per_epoch), max(0, self.total - 2))
-        until_hold = plan.warmup_epochs + plan.search_epochs
-        self.hold_from = max(self.begin + 1, round(until_hold * steps_per_epoch))
-        # Of search and hold together, the first has a restart within it.
-        searched = self.hold_from - self.begin
-        self.restart_at = self.begin + round(plan.restart * searched)
-        self.cut_at = self.total
-        if plan.refit_epochs > 0:  # one step at least for each stage, however few there are
-            cut_at = round((until_hold + plan.hold_epochs) * steps_per_epoch)
-            self.cut_at = max(self.hold_from, min(self.total - 1, cut_at))
-        kinds: dict[str, Callable[..., DualAveraging]] = {"ramda": RAMDA, "rmda": RMDA}
-        self.opt: DualAveraging = kinds[plan.optimizer](groups, lr=plan.lr, momentum=plan.momentum)
-        self.control = SizeControl(
-            self.opt,
-            model,
-            target,
-            example_input,
-            ramp_steps=max(1, round(plan.ramp * searched)),
-            hold_from=searched,
-            steer_until=self.restart_at - self.begin,
-            every=plan.every,
-            select_inputs=select_inputs,
-        )
-        self.dense = copy.deepcopy(model)
-        self.history: list[dict[str, Any]] = []
-        self.notes: list[str] = []
-        # Of the stages without penalty: warmup of the whole network, and refit of the slim one.
-        self.plain = self._plain(model) if self.begin else None
-        self.is_cut = False
-        self.taken = 0
-        self.held = self.landed = 0.0
-
-    def run(self) -> Fit:
-        """All epochs."""
-        self.model.train()
-        for epoch in range(1, self.epochs + 1):
-            sums = torch.zeros(())
-            count = 0
-            for batch in self.loader:
-                if self.taken == self.total:
-                    break
-                value = self._step(batch)
-                sums = sums.to(value.device) + value
-                count += 1
-            if not count and self.taken < self.total:
-                raise ValueError(f"loader must give batches in every epoch, got none in {epoch}")
-            self._end_epoch(epoch, float(sums) / max(count, 1))
-        if not self.is_cut:
-            self._cut()
-        return self._result()
-
-    def _step(self, batch: Batch) -> Tensor:
-        value, _ = loss_of(self.model, batch, self.loss)
-        optimizer = self.opt if self.plain is None else self.plain
-        optimizer.zero_grad()
-        value.backward()
-        if self.plain is not None:
-            self._set_rate(self.plain)
-        optimizer.step()
-        self.taken += 1
-        if self.taken == self.begin:
-            self.plain = None
-        elif self.plain is None:
-            if self.taken % self.control.every == 0 or self.taken in (self.hold_from, self.cut_at):
-                self._require_finite(
-                    float(value.detach()), (self.taken - 1) // self.steps_per_epoch + 1
-                )
-            self.control.step()
-            if self.taken == self.hold_from:
-                self.opt.finalize_()  # what is dead begins the stage at zero
-            if self.taken in (self.restart_at, self.hold_from):
-                self.opt.restart()
-                for group in self.opt.param_groups:
-                    group["ramp"] = True
-            if self.taken == self.cut_at and self.cut_at < self.total:
-                self._cut()
-        return value.detach()
-
-    def _plain(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Torch's optimizer of the stages without penalty."""
-        params, lr = _decayed(model, self.plan.weight_decay), self.plan.refit_lr
-        # Torch's own default is a loop over the parameters on a CPU; fused does the same sums.
-        fused = all(param.device.type in ("cpu", "cuda") for param in model.parameters())
-        if self.plan.refit_optimizer == "adamw":
-            return torch.optim.AdamW(params, lr=lr, fused=fused)
-        return torch.optim.SGD(params, lr=lr, momentum=0.9, nesterov=True, fused=fused)
-
-    def _set_rate(self, optimizer: torch.optim.Optimizer) -> None:
-        first, last = (self.cut_at, self.total) if self.is_cut else (0, self.begin)
-        done = (self.taken - first) / (last - first)
-        for group in optimizer.param_groups:
-            group["lr"] = self.plan.refit_lr * (1 + math.cos(math.pi * done)) / 2
-
-    def _cut(self) -> None:
-        """Fix the structure at the target size, cut the network, and begin the refit."""
-        self.held = self.control.size()
-        before = self.control.strength
-        landed = self.control.goal
-        if self.cut_at < self.total or abs(self.held / landed - 1) <= self.target.tolerance:
-            self.control.land()
-        self.landed = self.control.size()
-        moved = self.control.strength / before
-        if abs(moved - 1) > 1e-3:
-            self.notes.append(
-                f"at the constant strength the structured point came to {self.held:.2%} of the "
-                f"dense size; it was fixed at {moved:.2f} times that strength"
-            )
-        with self.opt.structured():
-            self.model = shrink(
-                self.model,
-                self.example,
-                round_to=self.round_to,
-                latency=False,
-                select_inputs=self.select_inputs,
-            )
-        self.model.train()
-        self.plain, self.is_cut = self._plain(self.model), True
-
-    def _require_finite(self, loss: float, epoch: int) -> None:
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss} in epoch {epoch}: lr {self.plan.lr:g} and refit_lr "
-                f"{self.plan.refit_lr:g} were used; give smaller ones"
-            )
-
-    def _end_epoch(self, epoch: int, loss: float) -> None:
-        self._require_finite(loss, epoch)
-        stage: Stage = "refit"
-        if not self.is_cut:
-            stage = "warmup" if self.taken <= self.begin else "search"
-            stage = "hold" if self.taken > self.hold_from else stage
-        size = self._size()
-        row = Progress(epoch, self.epochs, stage, loss, size, self.control.strength, self.model)
-        plain = {name: value for name, value in vars(row).items() if name != "model"}
-        self.history.append(plain)
-        if self.progress:
-            print(
-                f"epoch {epoch:3}/{self.epochs}  {stage:6}  loss {loss:.4f}  "
-                f"size {size:7.2%}  strength {self.control.strength:.3g}",
-                flush=True,
-            )
-        if self.watch is None:
-            return
-        training = self.model.training
-        if not self.is_cut:
-            with self.opt.structured():
-                self.watch(row)
-        else:
-            self.watch(row)
-        self.model.train(training)
-
-    def _size(self) -> float:
-        if not self.is_cut:
-            return self.control.size()
-        dense = self.control.footprint.dense
-        if self.target.measure == "macs":
-            return measure(self.model, self.example, latency=False).macs / dense.macs  # pyright: ignore
-        return sum(param.numel() for param in self.model.parameters()) / dense.parameters
-
-    def _result(self) -> Fit:
-        before, after = compare(self.dense, self.model, self.example, latency=self.latency)
-        report = replace(report_of(self.model), before=before, after=after)
-        attach_report(self.model, report)
-        reached, wanted = self._reached(report)
-        size, goal = reached, wanted
-        if self.target.measure == "weighted_group_sparsity":
-            size, goal = 1 - reached, 1 - wanted
-        close = size <= goal * (1 + self.target.tolerance)
-        if size < goal * (1 - self.target.tolerance):
-            self.notes.append("the network came out smaller than asked for: its groups are coarse")
-        if not close:
-            self.notes.append(
-                f"{self.target.measure} {reached:g} instead of {wanted:g}: what is left cannot go: "
-                "see report for what stays and why"
-            )
-        return Fit(
-            self.model, report, self.history, self.plan, self.target, reached, close, self.notes
-        )
-
-    def _reached(self, report: ShrinkReport) -> tuple[float, float]:
-        measure, value = self.target.measure, self.target.value
-        if measure == "weighted_group_sparsity":
-            return 1 - self.landed, value
-        if measure == "latency_ms":
-            batch = self.target.batch_size
-            found = self.control.latency.measured(self.model) if batch else math.nan
-            return found, value
-        small = report.after.parameters if measure == "params" else report.after.macs
-        large = report.before.parameters if measure == "params" else report.before.macs
-        assert small is not None and large is not None
-        return (small / large if isinstance(value, float) else float(small)), value
-
-
-def _decayed(model: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Param groups with weight decay on matrices and kernels alone."""
-    params = [param for param in model.parameters() if param.requires_grad]
-    return [
-        {"params": [param for param in params if param.dim() > 1], "weight_decay": decay},
-        {"params": [param for param in params if param.dim() <= 1], "weight_decay": 0.0},
-    ]
