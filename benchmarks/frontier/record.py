@@ -19,7 +19,10 @@ from .methods import Method, Outcome, parameters
 from .tasks import Task
 
 FORMAT = 1
-TUNING_SIZE, TUNING_SEED = 0.1, 100
+TUNING_SEED = 100
+# Settings are tried at a tenth of the parameters, or at what a network can be made to have.
+TUNING_SIZES = {"lm_wikitext2": 0.3}
+TUNING_SIZE = 0.1
 BATCH_SIZES = (1, 64)
 
 

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from .methods import Method
-from .record import TUNING_SEED, TUNING_SIZE, Job, failed, heading, perform, save
+from .record import (
+    TUNING_SEED,
+    TUNING_SIZE,
+    TUNING_SIZES,
+    Job,
+    failed,
+    heading,
+    perform,
+    save,
+)
 from .tasks import Task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,10 +60,11 @@ class Plan:
     pythons: Mapping[str, str] = field(default_factory=dict)
 
     def tuning_jobs(self) -> list[Job]:
-        """The tries, all at one size and seed."""
+        """The tries, all of a task at one size and seed."""
         return [
-            Job(task, name, TUNING_SEED, TUNING_SIZE if method.sized else None, number, True)
+            Job(task, name, TUNING_SEED, size if method.sized else None, number, True)
             for task in self.tasks
+            for size in (TUNING_SIZES.get(task, TUNING_SIZE),)
             for name, method in self.methods.items()
             for number in range(min(self.tries, len(method.settings)))
         ]
