@@ -17,10 +17,10 @@ import dualprox as dp
 from dualprox.lab import train
 from dualprox.lab.cli import main
 from dualprox.lab.data.digits import digits
+from dualprox.lab.folders import read_run
 from dualprox.lab.networks import make_model
 from dualprox.lab.path.curve import knee
 from dualprox.lab.slim import shrink_run
-from dualprox.lab.train import read_run
 
 SMALL = ["--set", "epochs=4", "milestones=1,2", "model.hidden=24"]
 SHORT = [*SMALL, "baseline=none"]

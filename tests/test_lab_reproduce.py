@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dualprox.lab import settings, train
+from dualprox.lab import folders, settings, train
 from dualprox.lab.cli import main
 from dualprox.lab.experiments import command, reproduce, results
 from dualprox.lab.experiments.page import write_report
@@ -78,7 +78,7 @@ def test_a_table_says_what_its_runs_came_to_beside_what_was_published(
         published = row.published[metric]
         assert float(line[f"{metric}_published_mean"]) == published.mean
         assert f"{published.mean:.2f}" in printed
-    run = train.read_run(runs[0])
+    run = folders.read_run(runs[0])
     assert run.milestones == (1, 2, 3) and run.seed == 1
     assert 0 < last(runs[0])["weighted_group_sparsity"] < 1
     assert last(runs[0])["val_accuracy"] < 1

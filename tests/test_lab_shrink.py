@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 import dualprox as dp
 from dualprox.lab import train
 from dualprox.lab.cli import main
+from dualprox.lab.folders import read_run
 from dualprox.lab.networks import example_input, make_model
 from dualprox.lab.recipes import RECIPES
 from dualprox.lab.slim import shrink_run
-from dualprox.lab.train import read_run
 
 SHORT = ["--set", "epochs=4", "milestones=1,3", "model.hidden=24,12", "baseline=none"]
 SHORT += ["penalty.strength=2e-3"]

@@ -13,9 +13,10 @@ from dualprox.lab import settings, specs
 from dualprox.lab.data import CATALOGUE
 from dualprox.lab.data.normalization import PUBLISHED, published
 from dualprox.lab.networks import NETWORKS, example_input, make_model
+from dualprox.lab.optimizers import make_optimizer
 from dualprox.lab.recipes import RECIPES
 from dualprox.lab.settings import Run
-from dualprox.lab.train import check, make_optimizer
+from dualprox.lab.train import check
 
 PG = dp.ProximalGradient(max_iter=7, rtol=1e-3)
 CASES = [(name, kind) for name in CATALOGUE for kind in NETWORKS]

@@ -131,7 +131,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(args: argparse.Namespace) -> int:
     require_extras()
-    from .train import RunFolderError, check, start
+    from .folders import RunFolderError
+    from .train import check, start
 
     if args.resume is not None:
         if args.recipe or args.settings or args.out or args.seed is not None:
@@ -155,8 +156,9 @@ def _train(args: argparse.Namespace) -> int:
 
 def _finish(folder: Path) -> int:
     """Train what is left of a run folder, write its report and print it."""
+    from .folders import read_run
     from .report import write_report
-    from .train import go_on, read_run
+    from .train import go_on
 
     def train() -> int:
         run = read_run(folder)
@@ -183,9 +185,9 @@ def _print_summary(folder: Path, run: Run) -> None:
 
 def _shrink(args: argparse.Namespace) -> int:
     require_extras()
+    from .folders import RunFolderError
     from .networks import example_input
     from .slim import shrink_run, trained_model
-    from .train import RunFolderError
 
     out = args.folder if args.out is None else args.out
     try:
@@ -237,7 +239,7 @@ def _show(args: argparse.Namespace) -> int:
     folder = Path(args.what)
     if not folder.exists() and _show_named(args.what):
         return 0
-    from .train import RunFolderError, made_by, read_run
+    from .folders import RunFolderError, made_by, read_run
 
     shows = {"path": show_path, "fit": show_fit, "reproduce": show_reproduced}
     try:

@@ -11,6 +11,7 @@ from typing import Any
 
 from .data import DataError, caveat
 from .recipes import RECIPES
+from .scores import score_of
 from .settings import Run
 from .usage import UsageError
 
@@ -90,7 +91,7 @@ def exit_code(work: Callable[[], int], advice: str) -> int:
     Raises:
         UsageError: the folder or the data cannot be used.
     """
-    from .train import RunFolderError
+    from .folders import RunFolderError
 
     try:
         return work()
@@ -152,7 +153,8 @@ def progress(names: Sequence[str], lines: int = 6) -> Iterator[Show]:
 
 def live(row: dict[str, Any]) -> str:
     """The metrics of an epoch in one line."""
-    text = f"loss {row['loss']:.4f}  accuracy {row['val_accuracy']:6.1%}"
+    score = score_of(row)
+    text = f"loss {row['loss']:.4f}  {score.label} {score.text(row[score.metric]):>6}"
     shares = (
         ("weighted_group_sparsity", "sparsity"),
         ("low_rank_level", "low rank"),

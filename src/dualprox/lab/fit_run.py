@@ -16,11 +16,13 @@ from ..checks import is_count, require
 from ..files import write_json, write_json_lines
 from ..fitting.result import Progress
 from . import data, settings
-from .networks import example_input, make_model
+from .folders import require_empty
+from .networks import can_shrink, example_input, make_model
 from .settings import Run, with_settings
 from .slim import summary_of, write_slim
 from .specs import RamdaSpec, RmdaSpec
-from .train import check, evaluate, make_split, require_empty
+from .tasks.classification import evaluate, make_split
+from .train import check
 
 # What a fit decides by itself, whatever the recipe says.
 DECIDED = ("milestones", "gamma", "baseline", "coupled", "shrink_at_restart")
@@ -53,6 +55,9 @@ class FitRun:
         dual_averaging = isinstance(run.optimizer, RamdaSpec | RmdaSpec)
         kind = type(run.optimizer).__name__
         require(dual_averaging, "optimizer", "RamdaSpec or RmdaSpec for a fit", kind)
+        rule = "a network that classifies for a fit"
+        require(can_shrink(run), "model", rule, run.model)
+        require(run.device == "cpu", "device", "cpu for a fit", run.device)
         rule = "one of groups for a fit, which removes channels"
         require(isinstance(run.penalty, dp.GroupPenalty), "penalty", rule, run.penalty)
         rule = "an int >= 2 for a fit, which has stages"

@@ -11,9 +11,11 @@ from ..files import read_json_lines, write_json, write_png
 from ..shrinking.report import readable_count, readable_seconds
 from .bench.results import cpu_model
 from .data import Split, caveat
-from .networks import make_model
+from .networks import can_shrink, make_model
+from .scores import score_of
 from .slim import shrink_run, summary_of
 from .specs import MlpSpec
+from .tasks import Classification
 from .train import Training
 
 if TYPE_CHECKING:
@@ -51,12 +53,13 @@ def summarize(training: Training, folder: Path) -> dict[str, Any]:
     """The content of summary.json: the last epoch's figures, what died, and the time taken."""
     metrics = read_json_lines(folder / "metrics.jsonl")
     last = metrics[-1]
+    score = score_of(last)
     seconds = sum(row["seconds"] for row in read_json_lines(folder / "timing.jsonl"))
     summary: dict[str, Any] = {
         "recipe": training.run.recipe,
         "seed": training.run.seed,
         "epochs": training.epoch,
-        "val_accuracy": last["val_accuracy"],
+        score.metric: last[score.metric],
         "train_seconds": seconds,
         "machine": cpu_model(),
         "caveat": caveat(training.run.data, training.run.data_dir),
@@ -64,7 +67,7 @@ def summarize(training: Training, folder: Path) -> dict[str, Any]:
     if training.run.penalty is not None:
         dense = read_json_lines(folder / "dense" / "metrics.jsonl")
         summary |= {
-            "dense_val_accuracy": dense[-1]["val_accuracy"] if dense else None,
+            f"dense_{score.metric}": dense[-1][score.metric] if dense else None,
             "weighted_group_sparsity": last["weighted_group_sparsity"],
             "group_sparsity": last["group_sparsity"],
             "unstructured_sparsity": last["unstructured_sparsity"],
@@ -83,14 +86,16 @@ def write_report(training: Training, folder: Path) -> dict[str, Any]:
     dense = read_json_lines(folder / "dense" / "metrics.jsonl")
     summary = summarize(training, folder)
     if training.run.penalty is not None:
-        with training.structured():
-            _, report = shrink_run(training.run, training.model, training.plan, folder)
-        summary |= summary_of(report)
+        if can_shrink(training.run):
+            with training.structured():
+                _, report = shrink_run(training.run, training.model, training.plan, folder)
+            summary |= summary_of(report)
         write_png(folder / "training.png", plot_training(training, metrics, dense))
-        split, is_mlp = training.split, isinstance(training.run.model, MlpSpec)
+        split = training.task.split if isinstance(training.task, Classification) else None
+        is_mlp = isinstance(training.run.model, MlpSpec)
         if is_mlp and isinstance(split, Split) and split.image is not None:
             dead = summary["dead_inputs"]["fc1"]
-            pixels = plot_pixels(training, split.x, split.image, dead)
+            pixels = plot_pixels(training, split.x.cpu(), split.image, dead)
             write_png(folder / "pixels.png", pixels)
     write_json(folder / "summary.json", summary)
     return summary
@@ -118,10 +123,12 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{value:.1%}"
 
-    lines = [("accuracy at the structured point", percent(summary["val_accuracy"]))]
+    score = score_of(summary)
+    lines = [(f"{score.label} at the structured point", score.text(summary[score.metric]))]
     if "identified_epoch" in summary:
+        dense = summary[f"dense_{score.metric}"]
         lines += [
-            ("accuracy of the dense network", percent(summary["dense_val_accuracy"])),
+            (f"{score.label} of the dense network", "-" if dense is None else score.text(dense)),
             ("weighted group sparsity", percent(summary["weighted_group_sparsity"])),
             ("group sparsity", percent(summary["group_sparsity"])),
         ]
@@ -132,7 +139,7 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
             lines.append((_label(name), f"{len(dead)} of {total}: {spans(dead)}"))
         epoch, epochs = summary["identified_epoch"], summary["epochs"]
         lines.append(("structure unchanged since", f"epoch {epoch} of {epochs}"))
-        lines += saved(summary)
+        lines += saved(summary) if "params_slim" in summary else []
     lines.append(("training time", f"{summary['train_seconds']:.1f} s"))
     if summary["caveat"]:
         lines.append(("note", summary["caveat"]))
@@ -168,25 +175,31 @@ def _label(layer: str) -> str:
 def plot_training(
     training: Training, metrics: list[dict[str, Any]], dense: list[dict[str, Any]]
 ) -> "Figure":
-    """Accuracy and sparsity over epochs."""
+    """The score and sparsity over epochs."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5.6), layout="constrained")
-    accuracy, sparsity = figure.subplots(2, 1, sharex=True)
+    upper, sparsity = figure.subplots(2, 1, sharex=True)
     epochs = [row["epoch"] for row in metrics]
+    score = score_of(metrics[-1])
+    scale = 100 if score.is_share else 1
     if dense:
-        accuracy.plot(
+        upper.plot(
             [row["epoch"] for row in dense],
-            [100 * row["val_accuracy"] for row in dense],
+            [scale * row[score.metric] for row in dense],
             color=_GREY,
             linestyle="--",
             label="dense",
         )
-    shown = [100 * row["val_accuracy"] for row in metrics]
-    accuracy.plot(epochs, shown, color=_BLUE, linewidth=2, label="at the structured point")
-    accuracy.set_ylabel("validation accuracy (%)")
-    accuracy.set_ylim(max(0.0, min(min(shown), 85.0)) - 2, 101)
-    accuracy.legend(loc="lower right", frameon=False)
+    shown = [scale * row[score.metric] for row in metrics]
+    upper.plot(epochs, shown, color=_BLUE, linewidth=2, label="at the structured point")
+    if score.is_share:
+        upper.set_ylabel(f"validation {score.label} (%)")
+        upper.set_ylim(max(0.0, min(min(shown), 85.0)) - 2, 101)
+        upper.legend(loc="lower right", frameon=False)
+    else:
+        upper.set_ylabel(score.label)
+        upper.legend(loc="upper right", frameon=False)
     if metrics[-1]["low_rank_level"] is None:
         name, label = "weighted_group_sparsity", "weighted group sparsity (%)"
     else:
@@ -196,7 +209,7 @@ def plot_training(
     sparsity.set_ylabel(label)
     sparsity.set_ylim(0, 100)
     sparsity.set_xlabel("epoch")
-    for axes in (accuracy, sparsity):
+    for axes in (upper, sparsity):
         for milestone in training.run.milestones:
             axes.axvline(milestone + 0.5, color=_GREY, linewidth=0.8, linestyle=":")
         axes.spines[["top", "right"]].set_visible(False)

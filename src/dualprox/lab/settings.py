@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -12,11 +13,14 @@ import dualprox as dp
 
 from ..checks import is_count, is_real, require
 from .specs import (
+    AdamSpec,
     AdamwSpec,
     MlpSpec,
     ModelSpec,
     OptimizerSpec,
     PenaltySpec,
+    RamdaSpec,
+    RmdaSpec,
     SgdSpec,
     SolverSpec,
 )
@@ -30,9 +34,14 @@ DataName = Literal[
     "cifar100",
     "imagenet",
     "fsdd",
+    "wikitext-2",
+    "wikitext-103",
+    "ljspeech",
 ]
 Init = Literal["torch", "origin"]
 Normalization = Literal["own", "published"]
+Schedule = Literal["multistep", "cosine", "linear"]
+Precision = Literal["float32", "bfloat16", "float16"]
 _KINDS = {
     kind.__name__: kind
     for union in (OptimizerSpec, SolverSpec, PenaltySpec, ModelSpec)
@@ -57,13 +66,21 @@ class Run:
         penalty: what the weights are penalized with; None trains a dense network.
         coupled: whether all slices that read one channel are one group, so that it can go.
         shrink_at_restart: whether dead groups leave the network at every milestone.
-        epochs: passes over the training set.
+        epochs: passes over the training set, or parts of `epoch_steps` steps.
+        epoch_steps: optimizer steps in an epoch; None for a pass over the training set.
         batch_size: examples per step.
         milestones: epochs at which a stage begins: lr times gamma, and a restart.
         gamma: the factor on lr at a milestone.
+        schedule: how lr falls: by stages, or in every step along half a cosine or a line to 0.
+        warmup: steps in which lr rises to its value before it falls.
+        clip: the largest norm of the gradient of all parameters together; None for any.
+        precision: of the layers in training, the others and all sums staying in float32; float16
+            scales the loss, and skips steps whose gradient overflows.
+        label_smoothing: the share of a label that goes to all classes alike.
         refit: whether the last stage holds the structure and drops the penalty.
         seed: of the initial weights and of the order of the data.
         threads: torch threads; results are bit-identical only at the same number.
+        device: cpu, cuda, or cuda:N; results are bit-identical only on the same kind.
         baseline: the recipe of the dense network trained beside it, or None.
     """
 
@@ -79,21 +96,29 @@ class Run:
     coupled: bool = False
     shrink_at_restart: bool = False
     epochs: int = 30
+    epoch_steps: int | None = None
     batch_size: int = 32
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
+    schedule: Schedule = "multistep"
+    warmup: int = 0
+    clip: float | None = None
+    precision: Precision = "float32"
+    label_smoothing: float = 0.0
     refit: bool = False
     seed: int = 0
     threads: int = 1
+    device: str = "cpu"
     baseline: str | None = field(default=None)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "threads"):
             value = getattr(self, name)
             require(is_count(value), name, "an int >= 1", value)
-        for name, kind in (("data", DataName), ("init", Init), ("normalization", Normalization)):
+        for name, kind in _CHOICES.items():
             names, value = typing.get_args(kind), getattr(self, name)
             require(value in names, name, f"one of {', '.join(names)}", value)
+        self._check_steps()
         one_layer = isinstance(self.model, MlpSpec) and not self.model.hidden
         rule = "torch for a network of several layers: at the origin it has no gradient"
         require(one_layer or self.init == "torch", "init", rule, self.init)
@@ -103,11 +128,11 @@ class Run:
         rule = f"increasing ints between 1 and epochs - 1 = {self.epochs - 1}"
         require(rising, "milestones", rule, self.milestones)
         require(is_real(self.gamma) and self.gamma > 0, "gamma", "a number > 0", self.gamma)
-        dense = isinstance(self.optimizer, AdamwSpec | SgdSpec)
+        dense = isinstance(self.optimizer, AdamwSpec | AdamSpec | SgdSpec)
         require(
             not (dense and self.penalty is not None),
             "penalty",
-            "None for AdamW and SGD, which would ignore it",
+            "None for AdamW, Adam and SGD, which would ignore it",
             self.penalty,
         )
         can_refit = self.penalty is not None and bool(self.milestones)
@@ -118,6 +143,34 @@ class Run:
         rule = "false unless coupled: weights that shrink alone would change their penalty"
         shrinks = self.shrink_at_restart
         require(self.coupled or not shrinks, "shrink_at_restart", rule, shrinks)
+
+    def _check_steps(self) -> None:
+        """The rules of what happens in a single step."""
+        known = re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is not None
+        require(known, "device", "cpu, cuda or cuda:N", self.device)
+        ok = self.epoch_steps is None or is_count(self.epoch_steps)
+        require(ok, "epoch_steps", "None or an int >= 1", self.epoch_steps)
+        ok = self.clip is None or (is_real(self.clip) and self.clip > 0)
+        require(ok, "clip", "None or a number > 0", self.clip)
+        ok = is_real(self.label_smoothing) and 0 <= self.label_smoothing < 1
+        require(ok, "label_smoothing", "in [0, 1)", self.label_smoothing)
+        staged = self.schedule == "multistep"
+        dual = isinstance(self.optimizer, RamdaSpec | RmdaSpec)
+        rule = "multistep for RAMDA and RMDA, whose stages restart"
+        require(staged or not dual, "schedule", rule, self.schedule)
+        rule = f"none for schedule={self.schedule}"
+        require(staged or not self.milestones, "milestones", rule, self.milestones)
+        ok = self.warmup == 0 or (is_count(self.warmup) and not staged)
+        require(ok, "warmup", "an int >= 0, 0 for schedule=multistep", self.warmup)
+
+
+_CHOICES: dict[str, Any] = {
+    "data": DataName,
+    "init": Init,
+    "normalization": Normalization,
+    "schedule": Schedule,
+    "precision": Precision,
+}
 
 
 def to_json(run: Run) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The end of a run: the network that is left, smaller, beside the one that it came from."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,9 @@ import dualprox as dp
 
 from ..checks import require
 from ..files import write_json
+from .folders import RunFolderError, read_checkpoint, read_run
 from .networks import example_input, make_model
 from .settings import Run
-from .train import RunFolderError, read_checkpoint, read_run
 
 SLIM_FILES = ("slim.safetensors", "plan.json", "shrink.json", "shrink.png")
 
@@ -60,11 +61,14 @@ def shrink_run(
         latency: whether to take times.
 
     Returns:
-        The slim network and its report, which compares it with the recipe's network.
+        The slim network, on the CPU, and its report, which compares it with the recipe's network.
 
     Raises:
-        ValueError: inputs are to be selected where the penalty is for low rank.
+        ValueError: inputs are to be selected where the penalty is for low rank, or the network is
+            none that can shrink.
     """
+    if run.device != "cpu":
+        model = copy.deepcopy(model).cpu()
     example = example_input(run)
     if isinstance(run.penalty, dp.NuclearNorm):
         rule = f"False for {type(run.penalty).__name__}, which is factorized"

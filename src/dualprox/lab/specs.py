@@ -61,6 +61,16 @@ class AdamwSpec:
 
 
 @dataclass(frozen=True)
+class AdamSpec:
+    """Settings of `torch.optim.Adam`, a dense baseline's, whose weight decay is in the gradient."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
 class SgdSpec:
     """Settings of `torch.optim.SGD`, a dense baseline's."""
 
@@ -130,8 +140,77 @@ class Resnet50Spec:
         require(self.images in ("small", "large"), "images", "small or large", self.images)
 
 
-OptimizerSpec = RamdaSpec | RmdaSpec | ProxSgdSpec | ProxAdamwSpec | AdamwSpec | SgdSpec
-ModelSpec = MlpSpec | Conv1dSpec | ResnetSpec | Lenet5Spec | Vgg19Spec | Resnet50Spec
+@dataclass(frozen=True)
+class TransformerXLSpec:
+    """Settings of `models.TransformerXL`, for at most `tokens` words in segments of `length`."""
+
+    tokens: int = 267_735
+    width: int = 512
+    layers: int = 16
+    heads: int = 8
+    inner: int = 2048
+    cutoffs: tuple[int, ...] = (19_997, 39_997, 199_997)
+    dropout: float = 0.1
+    memory_length: int = 192
+    length: int = 192
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "width", "layers", "heads", "inner", "length"):
+            value = getattr(self, name)
+            require(is_count(value), name, "an int >= 1", value)
+
+
+@dataclass(frozen=True)
+class Tacotron2Spec:
+    """Settings of `models.Tacotron2`; of the symbols, published as 148, the letters come first."""
+
+    symbols: int = 148
+    width: int = 512
+    prenet: int = 256
+    decoder: int = 1024
+    postnet: int = 512
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            require(is_count(value), name, "an int >= 1", value)
+
+
+@dataclass(frozen=True)
+class VitMimSpec:
+    """Settings of `models.vit_mim`, and of what is hidden: cells of `mask_patch` pixels."""
+
+    image: int = 224
+    patch: int = 16
+    width: int = 192
+    layers: int = 4
+    heads: int = 4
+    inner: int = 768
+    mask_patch: int = 32
+    mask_ratio: float = 0.6
+
+    def __post_init__(self) -> None:
+        for name in ("image", "patch", "width", "layers", "heads", "inner", "mask_patch"):
+            value = getattr(self, name)
+            require(is_count(value), name, "an int >= 1", value)
+        whole = self.mask_patch % self.patch == 0
+        require(whole, "mask_patch", f"a multiple of patch = {self.patch}", self.mask_patch)
+        whole = self.image % self.mask_patch == 0
+        require(whole, "image", f"a multiple of mask_patch = {self.mask_patch}", self.image)
+        require(0 < self.mask_ratio <= 1, "mask_ratio", "in (0, 1]", self.mask_ratio)
+
+
+OptimizerSpec = RamdaSpec | RmdaSpec | ProxSgdSpec | ProxAdamwSpec | AdamwSpec | AdamSpec | SgdSpec
+ModelSpec = (
+    MlpSpec
+    | Conv1dSpec
+    | ResnetSpec
+    | Lenet5Spec
+    | Vgg19Spec
+    | Resnet50Spec
+    | TransformerXLSpec
+    | Tacotron2Spec
+    | VitMimSpec
+)
 PenaltySpec = (
     dp.GroupLasso
     | dp.SparseGroupLasso

@@ -2,68 +2,30 @@
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import ParamsT
 
 import dualprox as dp
 
 from ..checks import require
 from ..files import read_json_lines, write_atomically, write_json, write_json_lines
-from . import data, settings, specs
-from .data.normalization import PUBLISHED, published
-from .networks import example_input, make_model
+from . import data, settings
+from .folders import START, read_checkpoint, read_run, require_empty
+from .losses import Losses
+from .networks import can_shrink, example_input, make_model
+from .optimizers import make_optimizer, make_schedule
 from .recipes import RECIPES
 from .settings import Run
+from .tasks import task_of
 
 Progress = Callable[[Run, dict[str, Any]], None]
-START = "start.safetensors"
-# Those that make folders of their own kind.
-COMMANDS = ("path", "fit", "reproduce")
-
-
-class RunFolderError(Exception):
-    """A folder that is not a run, or not one that can go on."""
-
-
-def make_split(run: Run) -> data.Data:
-    """The data of the run, its pixels normalized as the run says.
-
-    Raises:
-        DataError: the files of the data set are missing or damaged.
-    """
-    if run.normalization == "own":
-        return data.load(run.data, run.data_dir)
-    return replace(data.load_split(run.data, run.data_dir), normalize=published(run.data))
-
-
-def make_groups(run: Run, model: nn.Module) -> ParamsT:
-    """The model's parameters, grouped by penalty; by name alone for a run without one."""
-    if run.penalty is None:
-        return model.named_parameters()
-    example = example_input(run) if run.coupled else None
-    return dp.param_groups(model, run.penalty, coupled=run.coupled, example_input=example)
-
-
-def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of the run over the model's parameters, penalized as the run says."""
-    kinds = {
-        specs.RamdaSpec: dp.RAMDA,
-        specs.RmdaSpec: dp.RMDA,
-        specs.ProxSgdSpec: dp.ProxSGD,
-        specs.ProxAdamwSpec: dp.ProxAdamW,
-        specs.AdamwSpec: torch.optim.AdamW,
-        specs.SgdSpec: torch.optim.SGD,
-    }
-    # Not asdict: it would take a solver apart, too.
-    return kinds[type(run.optimizer)](make_groups(run, model), **vars(run.optimizer))
 
 
 def check(run: Run) -> None:
@@ -74,14 +36,13 @@ def check(run: Run) -> None:
     """
     known = run.baseline is None or run.baseline in RECIPES
     require(known, "baseline", "the name of a recipe or none", run.baseline)
-    augmented = data.CATALOGUE[run.data].augment is not None
-    require(augmented or not run.augment, "augment", f"false for data={run.data}", run.augment)
-    own = run.normalization == "own"
-    rule = f"own for data={run.data}"
-    require(own or run.data in PUBLISHED, "normalization", rule, run.normalization)
+    require(can_shrink(run) or not run.coupled, "coupled", "false for this model", run.model)
     # Which weights read one channel takes seconds to find, and no setting can be wrong there.
     make_optimizer(replace(run, coupled=False, shrink_at_restart=False), make_model(run))
+    task_of(run).check(run)
     data.require_files(run.data, run.data_dir)
+    there = run.device == "cpu" or torch.cuda.is_available()
+    require(there, "device", "cpu, for torch finds no CUDA device", run.device)
 
 
 class Training:
@@ -99,19 +60,16 @@ class Training:
         torch.set_num_threads(run.threads)
         torch.manual_seed(run.seed)
         self.run = run
-        self.split = make_split(run)
-        self.augment = data.CATALOGUE[run.data].augment if run.augment else None
-        self.model = make_model(run)
+        self.device = torch.device(run.device)
+        self.task = task_of(run)(run)
+        self.model = make_model(run).to(self.device)
         self.opt = make_optimizer(run, self.model)
-        self.schedule: torch.optim.lr_scheduler.LRScheduler
+        self.epoch_steps = run.epoch_steps or len(self.task)
+        self.schedule = make_schedule(run, self.opt, run.epochs * self.epoch_steps)
+        self.scaler = torch.GradScaler(self.device.type, enabled=run.precision == "float16")
         self.monitor: dp.StructureMonitor | None = None
         if isinstance(self.opt, dp.ProximalOptimizer):
-            self.schedule = dp.StageSchedule(self.opt, run.milestones, run.gamma, refit=run.refit)
             self.monitor = dp.StructureMonitor(self.opt)
-        else:
-            milestones = list(run.milestones)
-            multistep = torch.optim.lr_scheduler.MultiStepLR
-            self.schedule = multistep(self.opt, milestones, run.gamma)
         self.epoch = 0
         self.plan = dp.Plan()
         # The structure that everything is counted against if the network gets smaller.
@@ -128,24 +86,11 @@ class Training:
     def train_epoch(self) -> dict[str, Any]:
         """One epoch and what it led to, measured at the structured point."""
         self.epoch += 1
-        run, losses = self.run, []
-        self.model.train()
-        batches = self.split.batches(run.batch_size, run.seed, self.epoch, self.augment)
-        for step, (inputs, labels) in enumerate(batches, start=1):
-            self.opt.zero_grad()
-            loss = nn.functional.cross_entropy(self.model(inputs), labels)
-            loss.backward()
-            self.opt.step()
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                raise FloatingPointError(
-                    f"the loss is {losses[-1]} in epoch {self.epoch}, step {step}: try a smaller "
-                    "lr; the checkpoint of the epoch before is untouched"
-                )
+        loss = self.train_steps()
         row: dict[str, Any] = {
             "epoch": self.epoch,
             "lr": self.opt.param_groups[0]["lr"],
-            "loss": sum(losses) / len(losses),
+            "loss": loss,
             **self.evaluate(),
         }
         if self.monitor is not None and isinstance(self.opt, dp.ProximalOptimizer):
@@ -153,10 +98,46 @@ class Training:
             row |= self.sparsity(dp.structure(self.opt)) | {
                 name: value for name, value in record.items() if name != "epoch"
             }
-        self.schedule.step()
-        if run.shrink_at_restart and self.epoch in run.milestones:
+        if self.run.schedule == "multistep":
+            self.schedule.step()
+        if self.run.shrink_at_restart and self.epoch in self.run.milestones:
             self.shrink_()
         return row
+
+    def train_steps(self) -> float:
+        """The steps of an epoch, and their mean loss.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+        """
+        losses = Losses(f"epoch {self.epoch}")
+        self.model.train()
+        for batch in islice(self.task.batches(self.epoch), self.epoch_steps):
+            self.opt.zero_grad()
+            with self.autocast():
+                loss = self.task.loss(self.model, batch)
+            self.scaler.scale(loss).backward()
+            self.step()
+            losses.add(loss)
+        return losses.mean()
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of the run's layers."""
+        if self.run.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, self.run.precision))
+
+    def step(self) -> None:
+        """One step from the gradients that are there, clipped and unscaled as the run says."""
+        if self.run.clip is not None:
+            self.scaler.unscale_(self.opt)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.run.clip)
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.opt)
+        self.scaler.update()
+        # A smaller scale says that the step was skipped.
+        if self.run.schedule != "multistep" and self.scaler.get_scale() >= scale:
+            self.schedule.step()
 
     def sparsity(self, found: dp.NetworkStructure) -> dict[str, float | None]:
         """The shares of `NetworkStructure`; what has left the network counts as zero."""
@@ -175,18 +156,18 @@ class Training:
     def shrink_(self) -> None:
         """Remove what is dead at the structured point, and go on with the rest."""
         assert isinstance(self.opt, dp.ProximalOptimizer)
-        example = example_input(self.run)
+        example = example_input(self.run).to(self.device)
         self.model, plan = dp.shrink_training(self.model, self.opt, example)
         self.plan = plan.after(self.plan)
 
     def evaluate(self) -> dict[str, float]:
-        """Validation loss and accuracy at the structured point.
+        """Validation metrics at the structured point, in float32.
 
         Batch norms keep the running statistics of the iterate, so a network with them scores low
         until the final ramp brings the two points together.
         """
         with self.structured():
-            return evaluate(self.model, self.split)
+            return self.task.evaluate(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides how training goes on, loadable with ``weights_only=True``."""
@@ -198,7 +179,10 @@ class Training:
             "optimizer": self.opt.state_dict(),
             "schedule": self.schedule.state_dict(),
             "monitor": self.monitor.state_dict() if self.monitor else {},
+            "scaler": self.scaler.state_dict(),
+            "task": self.task.state_dict(),
             "rng": torch.get_rng_state(),
+            "device_rng": torch.cuda.get_rng_state(self.device) if self._on_cuda() else None,
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -214,25 +198,20 @@ class Training:
         self.schedule.load_state_dict(saved["schedule"])
         if self.monitor is not None:
             self.monitor.load_state_dict(saved["monitor"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.task.load_state_dict(saved["task"])
         torch.set_rng_state(saved["rng"])
+        if self._on_cuda() and saved["device_rng"] is not None:
+            torch.cuda.set_rng_state(saved["device_rng"], self.device)
         self.epoch = saved["epoch"]
 
     def structured_weights(self) -> dict[str, Tensor]:
-        """Copies of the model's tensors at the structured point."""
+        """Copies of the model's tensors at the structured point, on the CPU."""
         with self.structured():
-            return {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+            return {name: t.detach().cpu().clone() for name, t in self.model.state_dict().items()}
 
-
-@torch.no_grad()
-def evaluate(model: nn.Module, split: data.Data) -> dict[str, float]:
-    """Validation loss and accuracy of a model, which is in evaluation mode from then on."""
-    model.eval()
-    pairs = [(model(inputs), labels) for inputs, labels in split.validation()]
-    scores, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    return {
-        "val_loss": nn.functional.cross_entropy(scores, labels).item(),
-        "val_accuracy": (scores.argmax(1) == labels).double().mean().item(),
-    }
+    def _on_cuda(self) -> bool:
+        return self.device.type == "cuda"
 
 
 def baseline_of(run: Run) -> Run | None:
@@ -240,15 +219,8 @@ def baseline_of(run: Run) -> Run | None:
     if run.baseline is None:
         return None
     shared = ("data", "data_dir", "augment", "normalization", "model", "init", "seed", "threads")
+    shared += ("device", "precision", "epoch_steps")
     return replace(RECIPES[run.baseline](), **{name: getattr(run, name) for name in shared})
-
-
-def require_empty(folder: Path) -> None:
-    """Raise RunFolderError if the folder holds something."""
-    if folder.exists() and any(folder.iterdir()):
-        raise RunFolderError(
-            f"{folder} is not empty; continue it with --resume {folder} or choose another --out"
-        )
 
 
 def start(run: Run, folder: Path) -> None:
@@ -263,67 +235,6 @@ def start(run: Run, folder: Path) -> None:
     if dense is not None:
         start(dense, folder / "dense")
     write_json(folder / "config.json", settings.to_json(run))
-
-
-def read_run(folder: Path) -> Run:
-    """The run that a folder holds.
-
-    Raises:
-        RunFolderError: it holds none.
-    """
-    if (command := made_by(folder)) is not None:
-        raise RunFolderError(f"{folder} was made by `dualprox {command}`: it is no single run")
-    try:
-        return settings.from_json(read_config(folder))
-    except ValueError as error:
-        raise RunFolderError(f"{folder / 'config.json'} is damaged: {error}") from None
-
-
-def made_by(folder: Path) -> str | None:
-    """Which command other than train made a folder: one of `COMMANDS`; None for a run.
-
-    Raises:
-        RunFolderError: it has no config.json, or a damaged one.
-    """
-    command = read_config(folder).get("command")
-    return command if command in COMMANDS else None
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The content of a folder's config.json.
-
-    Raises:
-        RunFolderError: there is none, or a damaged one.
-    """
-    try:
-        saved = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise RunFolderError(f"{folder} is not a run folder: it has no config.json") from None
-    except ValueError as error:  # of JSON or of UTF-8
-        raise RunFolderError(f"{folder / 'config.json'} is damaged: {error}") from None
-    if not isinstance(saved, dict):
-        raise RunFolderError(f"{folder / 'config.json'} is damaged: it holds no object")
-    return saved
-
-
-def read_checkpoint(folder: Path, run: Run) -> dict[str, Any] | None:
-    """The checkpoint of a run, or None before its first.
-
-    Raises:
-        RunFolderError: it is damaged, or that of another run.
-    """
-    path = folder / "checkpoint.pt"
-    if not path.exists():
-        return None
-    try:
-        saved = torch.load(path, weights_only=True)
-        theirs = settings.from_json(json.loads(saved["run"]))
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).partition("\n")[0]
-        raise RunFolderError(f"{path} is damaged or no checkpoint: {reason}") from None
-    if theirs != run:
-        raise RunFolderError(f"{path} belongs to another run than config.json beside it")
-    return saved
 
 
 def go_on(folder: Path, progress: Progress) -> Training:

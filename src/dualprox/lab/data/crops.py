@@ -80,7 +80,7 @@ def resize_boxes(x: Tensor, boxes: Tensor, size: int) -> Tensor:
         >>> resize_boxes(x, torch.tensor([[0, 0, 2, 3]]), 1).tolist()
         [[[[3.0]]]]
     """
-    top, left, height, width = boxes.to(x.device, torch.float32).T
+    top, left, height, width = boxes.to(x.device, torch.float32, non_blocking=True).T
     rows = _weights(top, height, x.shape[2], size)
     columns = _weights(left, width, x.shape[3], size)
     # Channels and rows as one axis: one product for each image in place of one for each channel.

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,6 +87,7 @@ class ImageFolders:
         names, val_names: of the images' files, relative to them, as bytes.
         labels, val_labels: int64, (images,).
         workers: processes that decode; how many makes no difference to the batches.
+        device: where batches are changed and normalized.
     """
 
     train: Path
@@ -96,6 +97,7 @@ class ImageFolders:
     labels: Tensor
     val_labels: Tensor
     workers: int = field(default_factory=default_workers)
+    device: str = "cpu"
 
     def __len__(self) -> int:
         """How many training images there are."""
@@ -125,8 +127,9 @@ class ImageFolders:
         normalize = standardize_as("imagenet")
         kept = read_batches(Decoded(self.train, self.names, crop), order, self.workers)
         for batch, images in zip(order, kept, strict=True):
-            changed = images if augment is None else augment(images, generator)
-            yield normalize(changed), self.labels[batch]
+            here = images.to(self.device, non_blocking=True)
+            changed = here if augment is None else augment(here, generator)
+            yield normalize(changed), self.labels[batch].to(self.device, non_blocking=True)
 
     def validation(self, batch_size: int = 100) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and labels of the validation set, in order."""
@@ -134,7 +137,12 @@ class ImageFolders:
         normalize = standardize_as("imagenet")
         kept = read_batches(Decoded(self.val, self.val_names, centre_crop), order, self.workers)
         for batch, images in zip(order, kept, strict=True):
-            yield normalize(images), self.val_labels[batch]
+            here = images.to(self.device, non_blocking=True)
+            yield normalize(here), self.val_labels[batch].to(self.device, non_blocking=True)
+
+    def to(self, device: str) -> "ImageFolders":
+        """The same, its batches on a device."""
+        return replace(self, device=device)
 
 
 def classes_of(folder: Path) -> list[str]:

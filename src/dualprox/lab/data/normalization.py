@@ -37,7 +37,8 @@ def published(name: str) -> Callable[[Tensor], Tensor]:
 
     def normalize(kept: Tensor) -> Tensor:
         shape = (-1, *[1] * (kept.dim() - 2))
-        mean, scale = (part.to(kept.device).view(shape) for part in (means, scales))
+        there = (part.to(kept.device, non_blocking=True) for part in (means, scales))
+        mean, scale = (part.view(shape) for part in there)
         inputs = (kept.float() / 255 - mean) / scale
         if inputs.dim() < 4:
             return inputs

@@ -35,7 +35,8 @@ def standardize(mean: Tensor, std: Tensor) -> Callable[[Tensor], Tensor]:
     def normalize(kept: Tensor) -> Tensor:
         # Workers do not do this step for decoded images, so it saves what copies it can.
         scaled = kept.to(torch.float32, copy=True)
-        scaled.sub_(mean.to(kept.device)).div_(std.to(kept.device))
+        shift, scale = (part.to(kept.device, non_blocking=True) for part in (mean, std))
+        scaled.sub_(shift).div_(scale)
         return scaled.contiguous(memory_format=torch.channels_last)
 
     return normalize

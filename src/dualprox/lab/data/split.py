@@ -1,7 +1,7 @@
 """Data sets, in memory or not, and the batches that a run makes of them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -25,6 +25,10 @@ class Data(Protocol):
 
     def validation(self, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and labels of the validation set, in order."""
+        ...
+
+    def to(self, device: str) -> "Data":
+        """The same, its batches on a device."""
         ...
 
 
@@ -75,7 +79,8 @@ class Split:
             [[0, 4], [2, 3], [1]]
         """
         generator = generator_of(seed, epoch)
-        for batch in torch.randperm(len(self.x), generator=generator).split(batch_size):
+        order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
+        for batch in order.split(batch_size):
             kept = self.x[batch]
             if augment is not None:
                 kept = augment(kept, generator)
@@ -87,6 +92,11 @@ class Split:
             self.val_x.split(batch_size), self.val_y.split(batch_size), strict=True
         ):
             yield self.normalize(kept), labels
+
+    def to(self, device: str) -> "Split":
+        """The same, all examples on a device, where they are changed and normalized, too."""
+        names = ("x", "y", "val_x", "val_y")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 def random_crop(x: Tensor, margin: int, generator: torch.Generator) -> Tensor:
@@ -108,7 +118,9 @@ def random_crop(x: Tensor, margin: int, generator: torch.Generator) -> Tensor:
     axes = x.dim() - 2
     windows = nn.functional.pad(x, [margin] * (2 * axes))
     shape = (axes, len(x))
-    offsets = torch.randint(2 * margin + 1, shape, generator=generator).to(x.device)
+    offsets = torch.randint(2 * margin + 1, shape, generator=generator).to(
+        x.device, non_blocking=True
+    )
     for axis, size in enumerate(x.shape[2:], start=2):
         windows = windows.unfold(axis, size, 1)
     examples = torch.arange(len(x), device=x.device)
@@ -131,5 +143,5 @@ def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
         >>> random_flip(x, torch.Generator().manual_seed(0)).tolist()
         [[1, 2], [2, 1], [2, 1], [1, 2]]
     """
-    flips = torch.randint(2, (len(x),), generator=generator).bool().to(x.device)
+    flips = torch.randint(2, (len(x),), generator=generator).bool().to(x.device, non_blocking=True)
     return torch.where(flips.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x)

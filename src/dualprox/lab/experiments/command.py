@@ -111,7 +111,7 @@ def _seeds(text: str | None) -> list[int]:
 
 def _reproduce(args: argparse.Namespace) -> int:
     require_extras()
-    from ..train import RunFolderError
+    from ..folders import RunFolderError
     from .reproduce import begin, plan
 
     table = table_named(args.table)
@@ -155,7 +155,7 @@ def _train_all(jobs: "list[Job]", failed: "list[Job]") -> None:
 
 def _report(args: argparse.Namespace) -> int:
     require_extras()
-    from ..train import RunFolderError
+    from ..folders import RunFolderError
 
     try:
         _write(args.folders, args.out or args.folders[0])

@@ -8,14 +8,15 @@ from typing import Any
 
 from ...checks import require
 from ...files import write_json
+from ..folders import RunFolderError, made_by, read_config, read_run
 from ..report import write_report
 from ..settings import Run, differences, scaled_milestones, with_settings
 from ..specs import ProxAdamwSpec, RamdaSpec
-from ..train import Progress, RunFolderError, check, go_on, made_by, read_config, read_run, start
+from ..train import Progress, check, go_on, start
 from .tables import Row, Table
 
 # What may differ from the published run without making it another experiment.
-FREE = ("recipe", "seed", "threads", "data_dir")
+FREE = ("recipe", "seed", "threads", "device", "data_dir")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Job:
 def changes(run: Run, published: Run) -> tuple[str, ...]:
     """How a run departs from the published one, as "epochs=3 (published: 500)"; () if it does not.
 
-    Seed, threads and the place of the data do not count.
+    Seed, threads, device and the place of the data do not count.
     """
     found = differences(run, published)
     return tuple(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...files import read_json, read_json_lines
+from ..folders import RunFolderError, made_by, read_config, read_run
 from ..recipes import RECIPES
 from ..settings import Run
-from ..train import RunFolderError, made_by, read_config, read_run
 from .published import TABLES, table_with
 from .reproduce import changes, mark
 from .tables import COLUMNS, SECONDS, Column, Row, Table, Value

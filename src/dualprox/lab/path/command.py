@@ -72,7 +72,8 @@ def add_path(commands: Any) -> None:
 def _path(args: argparse.Namespace) -> int:
     require_extras()
     from ..data import DataError
-    from ..train import RunFolderError, check
+    from ..folders import RunFolderError
+    from ..train import check
     from .sweep import Sweep, begin, log_spaced, natural_strength
 
     given = (args.recipe, args.strengths, args.first, args.last, args.share, args.refit)

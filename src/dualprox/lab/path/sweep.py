@@ -1,7 +1,6 @@
 """A warm-started sweep over strengths, and the folder it writes."""
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,26 +13,17 @@ import dualprox as dp
 
 from ...checks import is_count, is_real, require
 from ...files import read_json_lines, write_atomically, write_json, write_json_lines
-from .. import data, settings
-from ..networks import make_model
+from .. import settings
+from ..folders import START, RunFolderError, made_by, read_config, require_empty
+from ..losses import Losses
+from ..networks import can_shrink, make_model
+from ..optimizers import make_groups
 from ..recipes import RECIPES
 from ..settings import Run
 from ..slim import shrink_run
 from ..specs import AdamwSpec, SgdSpec
-from ..train import (
-    START,
-    RunFolderError,
-    Training,
-    baseline_of,
-    evaluate,
-    go_on,
-    made_by,
-    make_groups,
-    make_split,
-    read_config,
-    require_empty,
-    start,
-)
+from ..tasks import Classification
+from ..train import Training, baseline_of, go_on, start
 
 # The name of a bar, the run that it shows, and the metrics of its last epoch.
 Show = Callable[[str, int, dict[str, Any]], None]
@@ -125,17 +115,16 @@ def natural_strength(run: Run) -> float:
     rule = "one with a strength: a path leads along it"
     has_strength = run.penalty is not None and run.penalty.own_strength() is not None
     require(has_strength, "penalty", rule, run.penalty)
+    require(can_shrink(run), "model", "a network that classifies, for a path", run.model)
     torch.set_num_threads(run.threads)
     torch.manual_seed(run.seed)
-    split = make_split(run)
-    augment = data.CATALOGUE[run.data].augment if run.augment else None
-    model = make_model(run)
+    task = Classification(run)
+    model = make_model(run).to(run.device)
     # Batch norms take the statistics of each batch, as in the first step.
     model.train()
     groups = make_groups(run, model)
     assert isinstance(groups, dp.ParamGroups)
-    batches = split.batches(run.batch_size, run.seed, 1, augment)
-    return dp.strength_max(model, batches, groups)
+    return dp.strength_max(model, task.batches(1), groups)
 
 
 def begin(sweep: Sweep, folder: Path) -> None:
@@ -266,28 +255,28 @@ def refit(slim: nn.Module, training: Training, epochs: int, folder: Path) -> dic
     run = training.run
     baseline = RECIPES[run.recipe]().baseline
     spec = AdamwSpec() if baseline is None else RECIPES[baseline]().optimizer
-    model = copy.deepcopy(slim).train()
+    model = copy.deepcopy(slim).to(training.device).train()
     opt: torch.optim.Optimizer
     if isinstance(spec, SgdSpec):
         opt = torch.optim.SGD(model.parameters(), **vars(spec))
     else:
         assert isinstance(spec, AdamwSpec)
         opt = torch.optim.AdamW(model.parameters(), **vars(spec))
-    steps = epochs * math.ceil(len(training.split) / run.batch_size)
+    steps = epochs * len(training.task)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
     torch.manual_seed(run.seed)
     for epoch in range(1, epochs + 1):
         # Other orders of the data than those that the structured point was trained with.
         order = training.epoch + epoch
-        batches = training.split.batches(run.batch_size, run.seed, order, training.augment)
-        for inputs, labels in batches:
+        losses = Losses(f"epoch {epoch} of the refit")
+        for batch in training.task.batches(order):
             opt.zero_grad()
-            loss = nn.functional.cross_entropy(model(inputs), labels)
-            if not math.isfinite(loss.item()):
-                raise FloatingPointError(f"the loss is {loss.item()} in epoch {epoch} of the refit")
+            loss = training.task.loss(model, batch)
             loss.backward()
             opt.step()
             schedule.step()
-    found = evaluate(model, training.split)
-    dp.save_slim(model, folder)
+            losses.add(loss)
+        losses.mean()
+    found = training.task.evaluate(model)
+    dp.save_slim(model.cpu(), folder)
     return {f"refit_{name}": value for name, value in found.items()}

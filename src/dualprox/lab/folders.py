@@ -1,0 +1,88 @@
+"""Run folders: what they hold, and what is refused as none."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import settings
+from .settings import Run
+
+START = "start.safetensors"
+# Those that make folders of their own kind.
+COMMANDS = ("path", "fit", "reproduce")
+
+
+class RunFolderError(Exception):
+    """A folder that is not a run, or not one that can go on."""
+
+
+def require_empty(folder: Path) -> None:
+    """Raise RunFolderError if the folder holds something."""
+    if folder.exists() and any(folder.iterdir()):
+        raise RunFolderError(
+            f"{folder} is not empty; continue it with --resume {folder} or choose another --out"
+        )
+
+
+def read_run(folder: Path) -> Run:
+    """The run that a folder holds.
+
+    Raises:
+        RunFolderError: it holds none.
+    """
+    if (command := made_by(folder)) is not None:
+        raise RunFolderError(f"{folder} was made by `dualprox {command}`: it is no single run")
+    try:
+        return settings.from_json(read_config(folder))
+    except ValueError as error:
+        raise RunFolderError(f"{folder / 'config.json'} is damaged: {error}") from None
+
+
+def made_by(folder: Path) -> str | None:
+    """Which command other than train made a folder: one of `COMMANDS`; None for a run.
+
+    Raises:
+        RunFolderError: it has no config.json, or a damaged one.
+    """
+    command = read_config(folder).get("command")
+    return command if command in COMMANDS else None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a folder's config.json.
+
+    Raises:
+        RunFolderError: there is none, or a damaged one.
+    """
+    try:
+        saved = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise RunFolderError(f"{folder} is not a run folder: it has no config.json") from None
+    except ValueError as error:  # of JSON or of UTF-8
+        raise RunFolderError(f"{folder / 'config.json'} is damaged: {error}") from None
+    if not isinstance(saved, dict):
+        raise RunFolderError(f"{folder / 'config.json'} is damaged: it holds no object")
+    return saved
+
+
+def read_checkpoint(folder: Path, run: Run) -> dict[str, Any] | None:
+    """The checkpoint of a run, on whatever device, or None before its first.
+
+    Raises:
+        RunFolderError: it is damaged, or that of another run.
+    """
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        return None
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        theirs = settings.from_json(json.loads(saved["run"]))
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = str(error).partition("\n")[0]
+        raise RunFolderError(f"{path} is damaged or no checkpoint: {reason}") from None
+    if replace(theirs, device=run.device) != run:
+        raise RunFolderError(f"{path} belongs to another run than config.json beside it")
+    return saved

@@ -1,0 +1,57 @@
+"""What a run learns: its batches, its loss, and how well it does."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..settings import Run
+
+B = TypeVar("B")
+
+
+class Task(ABC, Generic[B]):
+    """What a run learns, with its data; batches of type `B` lie on the run's device.
+
+    Args:
+        run: whose data are read.
+
+    Raises:
+        DataError: the files of the data set are missing or damaged.
+        ValueError: they do not suit the network.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.device = torch.device(run.device)
+
+    @staticmethod
+    @abstractmethod
+    def check(run: Run) -> None:
+        """Raise ValueError for settings that make no sense for this task."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many batches a pass over the training set has."""
+
+    @abstractmethod
+    def batches(self, epoch: int) -> Iterator[B]:
+        """The batches of an epoch, at least a pass; the caller stops where the epoch ends."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: B) -> Tensor:
+        """The mean loss of a batch, a scalar to go backward from."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics on the validation set; the model is in evaluation mode from then on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a batch leaves for the next, loadable with ``weights_only=True``; here nothing."""
+        return {}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        del saved
