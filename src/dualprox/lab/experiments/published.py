@@ -6,6 +6,7 @@ import dualprox as dp
 
 from ..settings import DataName, Run
 from ..specs import Lenet5Spec, MlpSpec, ProxAdamwSpec, RamdaSpec
+from .large import table3, table4, table5, table9
 from .methods import (
     GEN_SOLVER,
     OPTIMIZERS,
@@ -125,8 +126,12 @@ TABLES: dict[str, Table] = {
         _lenet5("fashion_mnist", "FashionMNIST", 1),
         table1(),
         table2(),
+        table3(),
+        table4(),
+        table5(),
         table7(),
         _table8(),
+        table9(),
     )
 }
 

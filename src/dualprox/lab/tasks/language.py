@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...checks import require
 from .. import data
+from ..data import DataError
 from ..data.wikitext import segments
 from ..settings import Run
 from ..specs import TransformerXLSpec
@@ -26,7 +27,7 @@ class Language(Task[Batch]):
     An epoch goes on where the one before ended; memory is empty where a pass over the text begins.
 
     Raises:
-        ValueError: the text has more words than the network.
+        DataError: its files are missing or damaged, or it has more words than the network.
     """
 
     def __init__(self, run: Run) -> None:
@@ -35,8 +36,11 @@ class Language(Task[Batch]):
         self.length = run.model.length
         self.corpus = data.load_corpus(run.data, run.data_dir)
         words = len(self.corpus.words)
-        rule = f"at least the {words} words of {run.data}"
-        require(words <= run.model.tokens, "model.tokens", rule, run.model.tokens)
+        if words > run.model.tokens:
+            raise DataError(
+                f"model.tokens must be at least the {words} words of {run.data}, "
+                f"got {run.model.tokens}"
+            )
         # Which pass, how many of its segments have been read, and what is remembered of them.
         self.round, self.taken = 1, 0
         self.memory: Tensor | None = None
