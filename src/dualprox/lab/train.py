@@ -38,7 +38,12 @@ def check(run: Run) -> None:
     require(known, "baseline", "the name of a recipe or none", run.baseline)
     require(can_shrink(run) or not run.coupled, "coupled", "false for this model", run.model)
     # Which weights read one channel takes seconds to find, and no setting can be wrong there.
-    make_optimizer(replace(run, coupled=False, shrink_at_restart=False), make_model(run))
+    apart = replace(run, coupled=False, shrink_at_restart=False)
+    try:
+        with torch.device("meta"):  # where the largest network costs nothing
+            make_optimizer(apart, make_model(apart))
+    except ImportError as error:
+        raise ValueError(str(error)) from None
     task_of(run).check(run)
     data.require_files(run.data, run.data_dir)
     there = run.device == "cpu" or torch.cuda.is_available()
