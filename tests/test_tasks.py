@@ -82,6 +82,10 @@ def of(table: str, label: str) -> Run:
     return next(row.run for row in TABLES[table].rows if row.label == label)
 
 
+def network(run: Run) -> Any:
+    return make_model(run)
+
+
 def task(kind: type, run: Run) -> Any:
     assert task_of(run) is kind
     return kind(run)
@@ -149,7 +153,7 @@ def test_a_language_task_reads_on_where_the_epoch_before_ended_and_remembers(tmp
     second = [words for words, _ in corpus.batches(4, 16, run.seed, 2)]
     assert all(map(torch.equal, seen, [*first, *second[:6]])) and shapes[23] < 16
     assert (ours.round, ours.taken) == (2, 6)
-    model = make_model(run)
+    model = network(run)
     ours.memory = None
     batch = first[0], first[1]
     plain = ours.loss(model.eval(), batch)
@@ -165,7 +169,7 @@ def test_perplexity_is_that_of_every_validation_word_given_what_came_before(tmp_
     write_text(tmp_path)
     more = ("model.memory_length=400", "model.cutoffs=")
     run = small("ramda-table4", of("ramda-table4", "Adam"), tmp_path, *more)
-    ours, model = task(Language, run), make_model(run).double()
+    ours, model = task(Language, run), network(run).double()
     found = ours.evaluate(model)
     # With room for everything, a row of 18 words is one segment.
     (words, targets), *none = segments(ours.corpus.validation, 16, 300)
@@ -187,7 +191,7 @@ def test_a_text_with_more_words_than_the_network_is_refused(tmp_path):
 def test_the_validation_loss_of_speech_is_a_mean_over_frames(tmp_path):
     write_speech(tmp_path)
     run = small("ramda-table5", of("ramda-table5", "RMDA"), tmp_path)
-    ours, model = task(Speech, run), make_model(run)
+    ours, model = task(Speech, run), network(run)
     ours.recordings = replace(ours.recordings, val=torch.arange(3), workers=0)
     model.decoder.prenet.rate = 0.0
     together = ours.evaluate(model)["val_loss"]
@@ -217,7 +221,7 @@ def test_masked_images_hold_out_the_same_part_and_validate_alike_each_time(tmp_p
     assert (len(ours), len(ours.split), len(ours.split.val_x)) == (5, 34, 6)
     other = task(MaskedImages, replace(run, seed=7))
     assert torch.equal(ours.split.val_x, other.split.val_x)
-    model = make_model(run)
+    model = network(run)
     assert ours.evaluate(model) == ours.evaluate(model) == other.evaluate(model)
     (x, hidden), (y, _) = next(ours.batches(1)), next(ours.batches(2))
     assert x.shape == (8, 3, 32, 32) and -1 <= x.min() < -0.5 and 0.5 < x.max() <= 1
