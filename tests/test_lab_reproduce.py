@@ -142,6 +142,21 @@ def test_a_table_stopped_in_its_second_run_ends_with_the_same_bits(
             assert (whole / name).read_bytes() == (stopped / name).read_bytes(), name
 
 
+def test_a_table_of_our_own_counts_the_zeros_of_both_methods(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    name = "rigl-lenet5-mnist"
+    fields = [f"data_dir={data_dir}", "epochs=2", "milestones=1", "batch_size=20"]
+    assert main(["reproduce", name, "--out", str(tmp_path), "--set", *fields]) == 0
+    with open(tmp_path / f"{name}.csv", newline="") as file:
+        dense, rmda, rigl = csv.DictReader(file)
+    column = "unstructured_sparsity_ours_mean"
+    assert dense[column] == "" and float(rigl[column]) == pytest.approx(98, abs=0.01)
+    saved = last(tmp_path / "lenet5_mnist_short_l1_rmda-shortened-seed1")
+    assert float(rmda[column]) == pytest.approx(100 * saved["unstructured_sparsity"])
+    assert all(line["val_accuracy_published_mean"] == "" for line in (dense, rmda, rigl))
+
+
 def result(recipe: str, accuracy: float, *assignments: str, table: str | None = None):
     """What a finished run of so many epochs would have left."""
     known = TABLE.row(recipe)

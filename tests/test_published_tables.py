@@ -28,6 +28,7 @@ from dualprox.lab.specs import (
     ProxSgdSpec,
     RamdaSpec,
     Resnet50Spec,
+    RiglSpec,
     RmdaSpec,
     SgdSpec,
     Tacotron2Spec,
@@ -255,6 +256,23 @@ def test_the_figures_of_lenet5_are_those_of_the_talk(name: str, place: int) -> N
         printed = [numbers(cell.replace("\\%", "")) for cell in cells[2 * place : 2 * place + 2]]
         ours = [row.published.get(metric) for metric in ("val_accuracy", "group_sparsity")]
         assert [[v.mean, v.std] if v else [] for v in ours] == printed
+
+
+@pytest.mark.data
+@needs_the_list
+@pytest.mark.parametrize(("name", "place"), [("cifar10", 0), ("cifar100", 1)])
+def test_the_figures_beside_rigl_are_those_of_the_talk(name: str, place: int) -> None:
+    lines = (EXPERIMENTS.parent / "rmda_slides.md").read_text(encoding="utf-8").splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("Dense baseline"))
+    table = TABLES[f"rmda-rigl-{name}"]
+    for row, line in zip(table.rows, lines[begin : begin + 3], strict=True):
+        label, *cells = line.split("\t")
+        assert label.split()[0] == row.label and row.run.epochs == 1000
+        printed = [numbers(cell) for cell in cells[2 * place : 2 * place + 2]]
+        ours = [row.published.get(m) for m in ("unstructured_sparsity", "val_accuracy")]
+        assert [[v.mean] if v else [] for v in ours] == printed
+    rigl = table.rows[2].run.optimizer
+    assert isinstance(rigl, RiglSpec) and rigl.sparsity == 0.98
 
 
 @pytest.mark.data

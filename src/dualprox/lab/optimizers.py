@@ -13,6 +13,7 @@ import dualprox as dp
 
 from . import specs
 from .networks import SPECIAL, example_input
+from .rigl import make_rigl
 from .settings import Run
 
 
@@ -30,8 +31,16 @@ def make_groups(run: Run, model: nn.Module) -> ParamsT:
     )
 
 
-def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of the run over the model's parameters, penalized as the run says."""
+def make_optimizer(run: Run, model: nn.Module, steps: int = 1) -> torch.optim.Optimizer:
+    """The optimizer of the run over the model's parameters, penalized as the run says.
+
+    Args:
+        run: whose.
+        model: RigL sets its dead weights to zero at once.
+        steps: of the whole run; RigL alone has to know when training ends.
+    """
+    if isinstance(run.optimizer, specs.RiglSpec):
+        return make_rigl(run.optimizer, model, steps, run.seed)
     kinds = {
         specs.RamdaSpec: dp.RAMDA,
         specs.RmdaSpec: dp.RMDA,

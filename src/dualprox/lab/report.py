@@ -64,13 +64,14 @@ def summarize(training: Training, folder: Path) -> dict[str, Any]:
         "machine": cpu_model(),
         "caveat": caveat(training.run.data, training.run.data_dir),
     }
+    if "unstructured_sparsity" in last:
+        summary["unstructured_sparsity"] = last["unstructured_sparsity"]
     if training.run.penalty is not None:
         dense = read_json_lines(folder / "dense" / "metrics.jsonl")
         summary |= {
             f"dense_{score.metric}": dense[-1][score.metric] if dense else None,
             "weighted_group_sparsity": last["weighted_group_sparsity"],
             "group_sparsity": last["group_sparsity"],
-            "unstructured_sparsity": last["unstructured_sparsity"],
             "low_rank_level": last["low_rank_level"],
             "identified_epoch": last["unchanged_since"],
             "stationarity": last["stationarity"],
@@ -125,6 +126,8 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
     score = score_of(summary)
     lines = [(f"{score.label} at the structured point", score.text(summary[score.metric]))]
+    if "unstructured_sparsity" in summary:
+        lines.append(("unstructured sparsity", percent(summary["unstructured_sparsity"])))
     if "identified_epoch" in summary:
         dense = summary[f"dense_{score.metric}"]
         lines += [

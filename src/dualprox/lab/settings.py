@@ -21,6 +21,7 @@ from .specs import (
     PenaltySpec,
     RamdaSpec,
     RmdaSpec,
+    RiglSpec,
     SgdSpec,
     SolverSpec,
 )
@@ -128,11 +129,11 @@ class Run:
         rule = f"increasing ints between 1 and epochs - 1 = {self.epochs - 1}"
         require(rising, "milestones", rule, self.milestones)
         require(is_real(self.gamma) and self.gamma > 0, "gamma", "a number > 0", self.gamma)
-        dense = isinstance(self.optimizer, AdamwSpec | AdamSpec | SgdSpec)
+        unpenalized = isinstance(self.optimizer, AdamwSpec | AdamSpec | SgdSpec | RiglSpec)
         require(
-            not (dense and self.penalty is not None),
+            not (unpenalized and self.penalty is not None),
             "penalty",
-            "None for AdamW, Adam and SGD, which would ignore it",
+            "None for AdamW, Adam, SGD and RigL, which would ignore it",
             self.penalty,
         )
         can_refit = self.penalty is not None and bool(self.milestones)

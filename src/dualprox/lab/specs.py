@@ -80,6 +80,23 @@ class SgdSpec:
     nesterov: bool = True
 
 
+@dataclass(frozen=True)
+class RiglSpec:
+    """Settings of `dualprox.RigL` around `torch.optim.SGD`; masks rest in the run's last quarter.
+
+    Each of the two checks its own settings.
+    """
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = True
+    sparsity: float = 0.9
+    distribution: Literal["erk", "uniform"] = "erk"
+    delta_t: int = 100
+    drop_fraction: float = 0.3
+
+
 def _require_counts(name: str, values: tuple[int, ...], *, some: bool = False) -> None:
     ok = all(map(is_count, values)) and (bool(values) or not some)
     require(ok, name, "ints >= 1, at least one" if some else "ints >= 1", values)
@@ -199,7 +216,16 @@ class VitMimSpec:
         require(0 < self.mask_ratio <= 1, "mask_ratio", "in (0, 1]", self.mask_ratio)
 
 
-OptimizerSpec = RamdaSpec | RmdaSpec | ProxSgdSpec | ProxAdamwSpec | AdamwSpec | AdamSpec | SgdSpec
+OptimizerSpec = (
+    RamdaSpec
+    | RmdaSpec
+    | ProxSgdSpec
+    | ProxAdamwSpec
+    | AdamwSpec
+    | AdamSpec
+    | SgdSpec
+    | RiglSpec
+)
 ModelSpec = (
     MlpSpec
     | Conv1dSpec

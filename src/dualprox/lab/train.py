@@ -22,6 +22,7 @@ from .losses import Losses
 from .networks import can_shrink, example_input, make_model
 from .optimizers import make_optimizer, make_schedule
 from .recipes import RECIPES
+from .rigl import masked_sparsity
 from .settings import Run
 from .tasks import task_of
 
@@ -68,8 +69,8 @@ class Training:
         self.device = torch.device(run.device)
         self.task = task_of(run)(run)
         self.model = make_model(run).to(self.device)
-        self.opt = make_optimizer(run, self.model)
         self.epoch_steps = run.epoch_steps or len(self.task)
+        self.opt = make_optimizer(run, self.model, run.epochs * self.epoch_steps)
         self.schedule = make_schedule(run, self.opt, run.epochs * self.epoch_steps)
         self.scaler = torch.GradScaler(self.device.type, enabled=run.precision == "float16")
         self.monitor: dp.StructureMonitor | None = None
@@ -103,6 +104,8 @@ class Training:
             row |= self.sparsity(dp.structure(self.opt)) | {
                 name: value for name, value in record.items() if name != "epoch"
             }
+        if isinstance(self.opt, dp.RigL):
+            row["unstructured_sparsity"] = masked_sparsity(self.opt, self.model)
         if self.run.schedule == "multistep":
             self.schedule.step()
         if self.run.shrink_at_restart and self.epoch in self.run.milestones:

@@ -20,6 +20,7 @@ from .methods import (
 )
 from .small_images import table1, table2, table7
 from .tables import ACCURACY, GROUP_SPARSITY, LOW_RANK, Row, Table
+from .unstructured import rigl_cifar, rigl_lenet5
 
 _NUCLEAR = {
     # optimizer, strength, accuracy, low-rank level
@@ -132,6 +133,10 @@ TABLES: dict[str, Table] = {
         table7(),
         _table8(),
         table9(),
+        # Their dense rows are Table 7's: a run by itself belongs there.
+        rigl_cifar("CIFAR10"),
+        rigl_cifar("CIFAR100"),
+        rigl_lenet5(),
     )
 }
 

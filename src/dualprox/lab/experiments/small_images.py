@@ -13,8 +13,8 @@ _MODELS: dict[str, ModelSpec] = {"VGG19": Vgg19Spec(), "ResNet50": Resnet50Spec(
 _DATA: dict[str, DataName] = {"CIFAR10": "cifar10", "CIFAR100": "cifar100"}
 
 
-def _cifar(network: str, data: str, algorithm: str, strength: float) -> Run:
-    """A run of Table 7."""
+def cifar(network: str, data: str, algorithm: str, strength: float) -> Run:
+    """A run of Table 7, with a strength that is 0 for MSGD."""
     return Run(
         recipe=f"{network}_{data}_{RECIPE_NAMES[algorithm]}".lower(),
         data=_DATA[data],
@@ -110,7 +110,7 @@ def table7() -> Table:
             Row(
                 f"{network}/{data}",
                 name,
-                _cifar(network, data, name, strength),
+                cifar(network, data, name, strength),
                 figures(columns, accuracy, sparsity),
                 script=f"CIFAR/{SCRIPTS[name]}_{network}_on_{data}.sh",
             )
@@ -174,7 +174,7 @@ def table1() -> Table:
 
     for (network, data), block in _STOPPING.items():
         for name, (strength, *printed) in block.items():
-            run = replace(_cifar(network, data, name, strength), milestones=(250, 500, 750))
+            run = replace(cifar(network, data, name, strength), milestones=(250, 500, 750))
             for early, texts in zip((False, True), printed, strict=True):
                 printed_here = figures(columns, *texts)
                 add(f"{network}/{data}", f"{network}_on_{data}", name, run, printed_here, early)
@@ -219,7 +219,7 @@ def table2() -> Table:
         Row(
             f"{network}/{data}",
             name,
-            _cifar(network, data, name, _CIFAR[network, data][name][0]),
+            cifar(network, data, name, _CIFAR[network, data][name][0]),
             figures(columns, *texts),
             script=f"CIFAR/{SCRIPTS[name]}_{network}_on_{data}.sh",
         )

@@ -60,11 +60,20 @@ class Column:
 ACCURACY = Column("val_accuracy", "accuracy (%)")
 WEIGHTED_SPARSITY = Column("weighted_group_sparsity", "weighted group sparsity (%)")
 GROUP_SPARSITY = Column("group_sparsity", "group sparsity (%)")
+UNSTRUCTURED_SPARSITY = Column("unstructured_sparsity", "unstructured sparsity (%)")
 LOW_RANK = Column("low_rank_level", "low-rank level (%)")
 PERPLEXITY = Column("val_perplexity", "perplexity", 1.0)
 LOSS = Column("val_loss", "validation loss", 1.0)
 SECONDS = Column("seconds_per_epoch", "time per epoch (s)", 1.0)
-COLUMNS = (ACCURACY, PERPLEXITY, WEIGHTED_SPARSITY, GROUP_SPARSITY, LOW_RANK, SECONDS)
+COLUMNS = (
+    ACCURACY,
+    PERPLEXITY,
+    WEIGHTED_SPARSITY,
+    GROUP_SPARSITY,
+    UNSTRUCTURED_SPARSITY,
+    LOW_RANK,
+    SECONDS,
+)
 
 
 @dataclass(frozen=True)
