@@ -90,6 +90,12 @@ def add_report(commands: Any) -> None:
         help="of `dualprox train` or `dualprox reproduce`",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; the first FOLDER")
+    parser.add_argument(
+        "--optimum",
+        action="store_true",
+        help="set runs of logistic regression with group LASSO beside the optimum of their "
+        "convex problem, too; it takes minutes for MNIST once, and the data",
+    )
     parser.set_defaults(run=_report)
 
 
@@ -155,17 +161,19 @@ def _train_all(jobs: "list[Job]", failed: "list[Job]") -> None:
 
 def _report(args: argparse.Namespace) -> int:
     require_extras()
+    from ..data import DataError
     from ..folders import RunFolderError
 
     try:
-        _write(args.folders, args.out or args.folders[0])
-    except (RunFolderError, OSError) as error:
+        _write(args.folders, args.out or args.folders[0], args.optimum)
+    except (RunFolderError, DataError, OSError) as error:
         raise UsageError(str(error)) from None
     return 0
 
 
-def _write(folders: list[Path], out: Path) -> None:
+def _write(folders: list[Path], out: Path, optimum: bool = False) -> None:
     """Write the report of what is finished, and print its tables."""
+    from .optimality import beside_optimum
     from .page import write_report
     from .results import compare, gather
 
@@ -175,6 +183,9 @@ def _write(folders: list[Path], out: Path) -> None:
     if not results:
         raise UsageError(f"no finished run in {', '.join(map(str, folders))}")
     comparisons = compare(results)
+    if optimum:
+        found = [beside_optimum(comparison, out, print) for comparison in comparisons]
+        comparisons += [comparison for comparison in found if comparison is not None]
     write_report(comparisons, out)
     for comparison in comparisons:
         _print(comparison.table, comparison.cells(), comparison.notes())

@@ -26,6 +26,7 @@ class Result:
         seconds: the median epoch's, with its validation.
         caveat: what its data lack; "" for nothing.
         machine: what it was trained on.
+        folder: where it lies; None for one that is not on disk.
     """
 
     run: Run
@@ -34,6 +35,7 @@ class Result:
     seconds: float
     caveat: str
     machine: str
+    folder: Path | None = None
 
     def figure(self, column: Column) -> float | None:
         """What a column shows of it; None where it has none."""
@@ -171,6 +173,7 @@ def read_result(folder: Path, table: str | None) -> Result | None:
         seconds=statistics.median(row["seconds"] for row in timing),
         caveat=summary["caveat"],
         machine=summary.get("machine", "a machine that was not recorded"),
+        folder=folder,
     )
 
 
