@@ -39,7 +39,7 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
 def test_masks_move_in_three_quarters_of_the_steps_and_rest_in_the_last() -> None:
     training = Training(RUN)
     assert isinstance(training.opt, dp.RigL)
-    steps = sum(1 for _ in training.split.batches(RUN.batch_size, 0, 1))
+    steps = len(training.task)
     assert training.opt.t_end == pytest.approx(0.75 * 4 * steps, abs=0.5)
     seen = [masks_of(training)]
     lrs = []

@@ -20,8 +20,8 @@ from .specs import (
     OptimizerSpec,
     PenaltySpec,
     RamdaSpec,
-    RmdaSpec,
     RiglSpec,
+    RmdaSpec,
     SgdSpec,
     SolverSpec,
 )

@@ -217,14 +217,7 @@ class VitMimSpec:
 
 
 OptimizerSpec = (
-    RamdaSpec
-    | RmdaSpec
-    | ProxSgdSpec
-    | ProxAdamwSpec
-    | AdamwSpec
-    | AdamSpec
-    | SgdSpec
-    | RiglSpec
+    RamdaSpec | RmdaSpec | ProxSgdSpec | ProxAdamwSpec | AdamwSpec | AdamSpec | SgdSpec | RiglSpec
 )
 ModelSpec = (
     MlpSpec

@@ -13,7 +13,7 @@ from ..data import CATALOGUE, Split
 from ..networks import make_model
 from ..settings import Run
 from ..specs import MlpSpec
-from ..train import evaluate, make_split
+from ..tasks.classification import evaluate, make_split
 from .optimum import LogisticProblem, Optimum, certify, optimum
 from .results import Comparison, Line, Result
 from .tables import ACCURACY, WEIGHTED_SPARSITY, Column, Row
