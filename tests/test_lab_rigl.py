@@ -99,7 +99,7 @@ def test_a_run_stopped_while_masks_move_ends_with_the_same_bits(tmp_path, last) 
 
 
 def test_a_penalty_and_impossible_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="penalty must be None for AdamW, SGD and RigL"):
+    with pytest.raises(ValueError, match="penalty must be None for AdamW, Adam, SGD and RigL"):
         replace(RUN, penalty=dp.L1(1e-3))
     with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\), got 1.5"):
         check(settings.with_settings(RUN, ["optimizer.sparsity=1.5"]))
