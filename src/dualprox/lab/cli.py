@@ -15,6 +15,7 @@ from .bench.command import add_bench
 from .doctor import doctor
 from .experiments.command import add_report, add_reproduce, show_reproduced, show_table
 from .experiments.published import TABLES, table_with
+from .experiments.study_command import add_study
 from .fit_command import add_fit, show_fit
 from .path.command import add_path, show_path
 from .recipes import RECIPES
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add_fit(commands)
     add_reproduce(commands)
     add_report(commands)
+    add_study(commands)
 
     shrinking = commands.add_parser(
         "shrink",

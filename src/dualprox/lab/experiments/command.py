@@ -108,7 +108,8 @@ def table_named(name: str) -> Table:
     return TABLES[name]
 
 
-def _seeds(text: str | None) -> list[int]:
+def seeds_of(text: str | None) -> list[int]:
+    """The numbers of "1,2,3"; none for nothing."""
     try:
         return [int(part) for part in (text or "").split(",") if part.strip()]
     except ValueError:
@@ -123,7 +124,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     table = table_named(args.table)
     folder = args.out or Path("runs") / table.name
     try:
-        jobs = plan(table, folder, args.rows, _seeds(args.seeds), args.settings, args.exact)
+        jobs = plan(table, folder, args.rows, seeds_of(args.seeds), args.settings, args.exact)
         begin(table, jobs, folder)
     except (ValueError, RunFolderError, OSError) as error:
         raise UsageError(str(error)) from None

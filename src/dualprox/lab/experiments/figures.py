@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe & Ito's colours, which colour-blind readers tell apart.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 # The part of the epochs that the second plot shows.
 _LAST = 0.1
 
@@ -37,8 +37,8 @@ def _draw(axes: "Axes", lines: list[Line], column: Column, first: float) -> None
         begin = int(first * len(curves[0]))
         epochs = [epoch for epoch, _ in curves[0][begin:]]
         at_epoch = list(zip(*([y for _, y in curve[begin:]] for curve in curves), strict=True))
-        color = _COLORS[number % len(_COLORS)]
-        style = "-" if number < len(_COLORS) else "--"
+        color = COLORS[number % len(COLORS)]
+        style = "-" if number < len(COLORS) else "--"
         means = [statistics.fmean(values) for values in at_epoch]
         # Few epochs are points that a line would hide.
         marker = "o" if len(epochs) < 20 else None

@@ -1,14 +1,12 @@
 """The files of a report: Markdown, CSV, plots, and one page of HTML that holds them all."""
 
 import base64
-import csv
 import html
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...files import write_png, write_text
+from ...files import write_csv, write_png, write_text
 from .figures import plot_epochs, plot_last
 from .results import Comparison
 
@@ -76,12 +74,7 @@ def write_report(comparisons: Sequence[Comparison], folder: Path) -> None:
         images = "\n".join(f"![{plot.stem}]({plot.name})" for plot in plots)
         texts.append(f"{markdown(comparison)}\n{images}\n")
         pages.append(_html(comparison, plots))
-        records = comparison.records()
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-        write_text(folder / f"{comparison.table.name}.csv", text.getvalue())
+        write_csv(folder / f"{comparison.table.name}.csv", comparison.records())
     write_text(folder / "report.md", "\n".join(texts))
     document = ["<!doctype html>", '<html lang="en">', '<meta charset="utf-8">']
     document += [f"<title>{title}</title><style>{_STYLE}</style>", *pages, "</html>\n"]

@@ -1,13 +1,11 @@
 """What a finished path is told as: its knee, path.csv, path.png and a table."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...files import read_json_lines, write_json, write_png, write_text
+from ...files import read_json_lines, write_csv, write_json, write_png
 from ...shrinking.report import readable_count
 from ..data import caveat
 from .sweep import DENSE, Sweep
@@ -68,11 +66,7 @@ def accuracy_of(rows: list[dict[str, Any]]) -> str:
 
 def write_curve(sweep: Sweep, rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     """Write path.csv, path.png and, last, summary.json, which says that the path is finished."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    write_text(folder / "path.csv", text.getvalue())
+    write_csv(folder / "path.csv", rows)
     dense = read_json_lines(folder / DENSE / "metrics.jsonl")
     found = knee([row["params_share"] for row in rows], [row[accuracy_of(rows)] for row in rows])
     summary = {
