@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import dualprox as dp
-from dualprox.lab import settings, train
+from dualprox.lab import folders, settings
 from dualprox.lab.cli import main
 from dualprox.lab.data import load_split
 from dualprox.lab.experiments import optimality
@@ -118,7 +118,7 @@ def test_a_report_tells_gap_and_wrong_groups_and_solves_once(
     fields = ["model.hidden=", "baseline=none", "epochs=4", "milestones=2"]
     args = ["train", "digits_mlp_rmda", "--out", str(folder), "--set", *fields]
     assert main([*args, f"penalty.strength={STRENGTH}"]) == 0
-    assert train.read_run(folder) == run
+    assert folders.read_run(folder) == run
     out = tmp_path / "report"
     assert main(["report", str(folder), "--optimum", "--out", str(out)]) == 0
     assert "computing the optimum for digits" in capsys.readouterr().out
