@@ -22,7 +22,7 @@ Curves = dict[str, list[Point]]
 OURS = "dualprox"
 OUR_COLORS = ("#D55E00", "#009E73", "#7B3294", "#8C6D31", "#C51B7D", "#4D9221")
 COLORS = ("#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#555555", "#000000", "#999933")
-TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)
+TICKS = (0.5, 1, 2, 5, 10, 20, 30, 50, 100)
 COLUMNS = (
     "task", "method", "seed", "target", "status", "size", "params", "params_dense", "nonzero",
     "macs", "macs_dense", "metric", "validation", "test", "train_seconds", "epochs",
