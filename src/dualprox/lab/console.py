@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .data import DataError, caveat
 from .recipes import RECIPES
 from .scores import score_of
 from .settings import Run
 from .usage import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Which bar, how many epochs it has, and the row of metrics of the last one.
 Show = Callable[[str, int, dict[str, Any]], None]
@@ -115,6 +118,14 @@ def print_summary(title: str, rows: Iterable[tuple[str, str]], folder: Path) -> 
         table.add_row(name, value)
     Console().print(table)
     print(f"run folder: {folder}")
+
+
+def wide_console() -> "Console":
+    """Where tables of many columns go: not cut to the width of a terminal that is not there."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
 
 
 @contextlib.contextmanager

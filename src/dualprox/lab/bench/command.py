@@ -11,6 +11,7 @@ import torch
 
 from ...files import write_png
 from ...timing import Budget, threads
+from ..console import wide_console
 from ..usage import UsageError, require_extras
 
 # Each is a module of this package with QUESTION, MODELS and run(settings).
@@ -215,14 +216,11 @@ def _folder(given: str) -> Path:
 
 
 def _print(result: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table as Printed
 
     from .tables import origin, tables
 
-    console = Console()
-    if not console.is_terminal:  # nothing is cut to the width of a terminal that is not there
-        console = Console(width=200)
+    console = wide_console()
     for table in tables(result):
         printed = Printed(title=table.title, title_justify="left")
         for index, column in enumerate(table.columns):

@@ -196,7 +196,6 @@ def _write(folders: list[Path], out: Path, optimum: bool = False) -> None:
 def _print(table: Table, cells: list[list[str]], notes: list[str]) -> None:
     """Cells whose first column, the block, becomes lines of its own: terminals are narrow."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table as Printed
 
     printed = Printed(
@@ -213,7 +212,7 @@ def _print(table: Table, cells: list[list[str]], notes: list[str]) -> None:
         if block:
             printed.add_row(block)
         printed.add_row(f"  {name}", *values)
-    Console().print(printed)
+    console.wide_console().print(printed)
     for note in notes:
         print(f"note: {note}")
 
