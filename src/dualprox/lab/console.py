@@ -30,6 +30,11 @@ def add_settings(parser: argparse.ArgumentParser, folder: str) -> None:
     """Add --out, whose default is described by `folder`, --seed and --set."""
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"where to write; {folder}")
     parser.add_argument("--seed", type=int, metavar="N", help="the same as --set seed=N")
+    add_set(parser, "the recipe")
+
+
+def add_set(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add --set, which changes fields of `what`."""
     parser.add_argument(
         "--set",
         action="extend",
@@ -37,7 +42,7 @@ def add_settings(parser: argparse.ArgumentParser, folder: str) -> None:
         default=[],
         dest="settings",
         metavar="FIELD=VALUE",
-        help="change fields of the recipe; `dualprox show RECIPE` lists them",
+        help=f"change fields of {what}; `dualprox show RECIPE` lists them",
     )
 
 

@@ -48,15 +48,7 @@ def add_reproduce(commands: Any) -> None:
         help="only these rows; * stands for any text",
     )
     parser.add_argument("--seeds", metavar="A,B,...", help="of each row; those of the paper")
-    parser.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        dest="settings",
-        metavar="FIELD=VALUE",
-        help="change fields of every row; `dualprox show RECIPE` lists them",
-    )
+    console.add_set(parser, "every row")
     parser.add_argument(
         "--exact",
         action="store_true",
