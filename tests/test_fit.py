@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import dualprox as dp
 from dualprox.fitting.batches import example_of, loss_of
+from dualprox.shrinking.factorize import LowRank
 from fitting_cases import batches, groups_of, network
 
 
@@ -59,6 +60,17 @@ def test_the_same_seed_gives_the_same_network(optimizer: Any) -> None:
     slim = dp.measure(first.model, batches("cnn")[0][0], latency=False)
     assert slim.macs is not None and dense.macs is not None
     assert first.reached == pytest.approx(slim.macs / dense.macs)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "transformer"])
+def test_with_a_nuclear_norm_layers_become_thin(name: str) -> None:
+    wanted = 0.7 if name == "transformer" else 0.5  # whose attention stays as it is
+    result = fitted(name, 8, dp.TargetSize(params=wanted), penalty=dp.NuclearNorm(1.0))
+    assert result.plan.optimizer == "rmda" and result.is_reached
+    assert result.reached == entries(result.model) / entries(network(name))
+    thin = [module for module in result.model.modules() if isinstance(module, LowRank)]
+    assert thin and all(layer.rank >= 1 for layer in thin)
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
 
 
 def test_it_learns_what_the_data_say() -> None:
@@ -309,14 +321,19 @@ def test_refusals_come_before_training() -> None:
     refused(ValueError, r"loader must be one that gives batches, got '0 batches'", loader=Twice([]))
     refused(TypeError, r"pairs \(inputs, targets\), got tuple of 3", loader=[(1, 2, 3)])
     refused(ValueError, "epochs must be an int >= 2, got 1", epochs=1)
-    refused(ValueError, "optimizer must be 'ramda' or 'rmda', got 'sgd'", optimizer="sgd")
+    refused(ValueError, "optimizer must be 'ramda', 'rmda' or None, got 'sgd'", optimizer="sgd")
     refused(ValueError, r"search must be a share in \(0, 1\], got 0", search=0)
     refused(ValueError, "refit_optimizer must be 'sgd', 'adamw' or None", refit_optimizer="adam")
     refused(ValueError, "refit_lr must be a number >= 0 or None, got -1", refit_lr=-1.0)
     refused(ValueError, "weight_decay must be a number >= 0 or None", weight_decay=float("nan"))
     refused(ValueError, "round_to must be an int >= 1, got 0", round_to=0)
     refused(TypeError, "params needs penalties with groups", penalty=dp.L1(1.0))
-    refused(TypeError, "groups that can be cut, got NuclearNorm", penalty=dp.NuclearNorm(1.0))
+    low = {"penalty": dp.NuclearNorm(1.0)}
+    refused(ValueError, "optimizer must be 'rmda' or None", optimizer="ramda", **low)
+    refused(ValueError, "select_inputs must be False with Nuc", select_inputs=True, **low)
+    refused(ValueError, "round_to must be 1 with NuclearNorm, got 8", round_to=8, **low)
+    both = dp.param_groups(network("mlp"), {"0": dp.NuclearNorm(1.0), "2": dp.GroupLasso(1.0)})
+    refused(TypeError, "all act on singular values, got NuclearNorm, GroupLasso", penalty=both)
 
 
 def test_a_loader_that_runs_dry_is_reported() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from ..checks import is_count, require
 from ..optim import DualAveraging
 from ..penalties import GroupPenalty, Rank, Support
-from ..shrinking.factorize import factorizable
+from ..shrinking.factorize import factorizable, factorize
 from ..shrinking.footprint import Footprint
 from ..shrinking.inputs import ExampleInput
 from ..shrinking.slim import shrink
@@ -172,8 +172,9 @@ class SizeControl:
             raise ValueError("strengths must be > 0: their ratios are kept, got 0")
         self.ratios = [strength / max(own) for strength in own]
         self.weights = [1.0] * len(self.levels)
-        has_ranks = any(isinstance(level.everything(), Rank) for level in self.levels)
-        self._thin = factorizable(model, example_input) if has_ranks else set[str]()
+        ranks = [isinstance(level.everything(), Rank) for level in self.levels]
+        self._has_ranks, self._has_groups = any(ranks), not all(ranks)
+        self._thin = factorizable(model, example_input) if self._has_ranks else set[str]()
         self.strength = max(own)
         self.steps = 0
         # Of each level, the weights with which it is held.
@@ -254,6 +255,24 @@ class SizeControl:
         for level in self.levels:
             level.refresh()
         return self._size(self._strengths(self.strength))
+
+    def cut(self, round_to: int = 1) -> nn.Module:
+        """The smaller network at the structured point: shrunk, weights of low rank factorized.
+
+        Args:
+            round_to: as in `shrink`.
+        """
+        slim = self.model
+        with self.opt.structured():
+            if self._has_groups:
+                slim = shrink(
+                    slim,
+                    self.example,
+                    round_to=round_to,
+                    latency=False,
+                    select_inputs=self.select_inputs,
+                )
+            return factorize(slim, self.example, latency=False) if self._has_ranks else slim
 
     @property
     def is_held(self) -> bool:
@@ -350,9 +369,7 @@ class SizeControl:
         self.weights = [max(means[level.number] / largest, 1e-9) for level in self.levels]
 
     def _aim_at_latency(self) -> None:
-        with self.opt.structured():
-            slim = shrink(self.model, self.example, latency=False, select_inputs=self.select_inputs)
-        self.goal = self.latency.goal(self.size(), slim)
+        self.goal = self.latency.goal(self.size(), self.cut())
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and lists, loadable with ``weights_only=True``."""

@@ -25,7 +25,7 @@ def fit(
     *,
     loss: Loss = cross_entropy,
     example_input: ExampleInput | None = None,
-    optimizer: Literal["ramda", "rmda"] = "ramda",
+    optimizer: Literal["ramda", "rmda"] | None = None,
     penalty: Penalty | ParamGroups | None = None,
     refit: bool = True,
     select_inputs: bool = False,
@@ -64,8 +64,11 @@ def fit(
         loss: of outputs and targets, the mean over a batch.
         example_input: as in `shrink`; None takes the first two examples of the loader.
         optimizer: of search and hold; "ramda" suits all networks, "rmda" those that SGD trains.
+            None is "rmda" for `NuclearNorm`, whose subproblem has no formula in RAMDA's metric,
+            and "ramda" otherwise.
         penalty: None is `GroupL0` on coupled groups; another is put on coupled groups if it has
-            groups, or comes as what `param_groups` returned. Its strength does not matter.
+            groups, or comes as what `param_groups` returned. Its strength does not matter. With
+            `NuclearNorm` layers become two thin ones, see `factorize`.
         refit: whether there is a refit; without, hold lasts to the end.
         select_inputs: whether linear layers may leave inputs unread that have to stay, as the
             pixels of an image; as in `shrink`.
@@ -101,7 +104,8 @@ def fit(
         (True, True)
     """
     require(is_count(epochs) and epochs >= 2, "epochs", "an int >= 2", epochs)
-    require(optimizer in ("ramda", "rmda"), "optimizer", "'ramda' or 'rmda'", optimizer)
+    known = (None, "ramda", "rmda")
+    require(optimizer in known, "optimizer", "'ramda', 'rmda' or None", optimizer)
     ok = search is None or (is_real(search) and 0 < search <= 1)
     require(ok, "search", "a share in (0, 1]", search)
     kinds = (None, "sgd", "adamw")
@@ -120,9 +124,15 @@ def fit(
         example_input = example_of(next(iter(loader)))
     assert example_input is not None
     groups = _groups(model, penalty, example_input, select_inputs)
+    low_rank = _is_low_rank(groups)
+    if low_rank:
+        rule = "'rmda' or None with NuclearNorm, which has no formula in RAMDA's metric"
+        require(optimizer != "ramda", "optimizer", rule, optimizer)
+        require(not select_inputs, "select_inputs", "False with NuclearNorm", select_inputs)
+        require(round_to == 1, "round_to", "1 with NuclearNorm", round_to)
     plan = choose(
-        optimizer, model, groups, epochs, steps_per_epoch, refit, lr, momentum, warmup, search,
-        refit_optimizer, refit_lr, weight_decay,
+        optimizer or ("rmda" if low_rank else "ramda"), model, groups, epochs, steps_per_epoch,
+        refit, lr, momentum, warmup, search, refit_optimizer, refit_lr, weight_decay,
     )  # fmt: skip
     return Fitting(
         model, loader, epochs, steps_per_epoch, target, loss, example_input, groups, plan,
@@ -145,20 +155,40 @@ def _groups(
     example_input: ExampleInput,
     select_inputs: bool,
 ) -> ParamGroups:
-    given = [g["penalty"] for g in penalty] if isinstance(penalty, ParamGroups) else [penalty]
-    spectral = next((own for own in given if isinstance(own, SpectralPenalty)), None)
-    if spectral is not None:
-        raise TypeError(
-            f"penalty must have groups that can be cut, got {spectral}: for low rank use "
-            "SizeControl, and factorize the structured point"
-        )
     if isinstance(penalty, ParamGroups):
         return penalty
     chosen = GroupL0(1.0) if penalty is None else penalty
     if not chosen.own_strength():
         chosen = chosen.with_strength(1.0)
     if not isinstance(chosen, GroupPenalty):
-        return param_groups(model, chosen)
+        return _one_by_one(param_groups(model, chosen))
     return param_groups(
         model, chosen, coupled=True, example_input=example_input, select_inputs=select_inputs
     )
+
+
+def _one_by_one(groups: ParamGroups) -> ParamGroups:
+    """A param group for each penalized weight, so that each has a strength of its own."""
+    apart = [
+        {**group, "params": [param]}
+        for group in groups
+        for param in group["params"]
+        if group["penalty"] is not None
+    ]
+    return ParamGroups([*apart, *(g for g in groups if g["penalty"] is None)], groups.rows)
+
+
+def _is_low_rank(groups: ParamGroups) -> bool:
+    """Whether the penalties are on singular values.
+
+    Raises:
+        TypeError: some are and some are not.
+    """
+    penalties = [group["penalty"] for group in groups if group["penalty"] is not None]
+    spectral = [isinstance(penalty, SpectralPenalty) for penalty in penalties]
+    if any(spectral) and not all(spectral):
+        raise TypeError(
+            "penalties must all have groups or all act on singular values, got "
+            + ", ".join(dict.fromkeys(type(penalty).__name__ for penalty in penalties))
+        )
+    return any(spectral)

@@ -14,7 +14,6 @@ from ..optim import RAMDA, RMDA, DualAveraging
 from ..shrinking.inputs import ExampleInput
 from ..shrinking.measure import compare, measure
 from ..shrinking.report import ShrinkReport, attach_report, report_of
-from ..shrinking.slim import shrink
 from .batches import Batch, Loss, loss_of
 from .control import SizeControl
 from .result import Choices, Fit, Progress, Stage, Watch
@@ -43,7 +42,7 @@ class Fitting:
     ) -> None:
         self.model, self.loader, self.epochs, self.loss = model, loader, epochs, loss
         self.target, self.example, self.plan = target, example_input, plan
-        self.select_inputs, self.round_to, self.latency = select_inputs, round_to, latency
+        self.round_to, self.latency = round_to, latency
         self.progress, self.watch = progress, watch
         self.steps_per_epoch = steps_per_epoch
         self.total = epochs * steps_per_epoch
@@ -154,15 +153,7 @@ class Fitting:
                 f"at the constant strength the structured point came to {self.held:.2%} of the "
                 f"dense size; it was fixed at {moved:.2f} times that strength"
             )
-        with self.opt.structured():
-            self.model = shrink(
-                self.model,
-                self.example,
-                round_to=self.round_to,
-                latency=False,
-                select_inputs=self.select_inputs,
-            )
-        self.model.train()
+        self.model = self.control.cut(self.round_to).train()
         self.plain, self.is_cut = self._plain(self.model), True
 
     def _require_finite(self, loss: float, epoch: int) -> None:
