@@ -22,14 +22,14 @@ HOLD_FROM = 40
 
 
 def held(
-    penalty: dp.Penalty, steps: int = HOLD_FROM, name: str = "mlp"
+    penalty: dp.Penalty, steps: int = HOLD_FROM, name: str = "mlp", hold_from: int = HOLD_FROM
 ) -> tuple[Any, Any, Any, Any]:
     """A network after some steps of control, the last of them that from which it is held."""
     model, data = network(name), batches(name)
     opt = dp.RAMDA(groups_of(model, data, penalty), lr=0.01)
     control = dp.SizeControl(
         opt, model, dp.TargetSize(params=0.4), data[0][0],
-        ramp_steps=30, hold_from=HOLD_FROM, every=5,
+        ramp_steps=30, hold_from=hold_from, every=5,
     )  # fmt: skip
     train(model, opt, control, data, steps)
     return model, opt, control, data
@@ -43,7 +43,9 @@ def live(opt: Any) -> list[torch.Tensor]:
     ("name", "net"), [*((name, "mlp") for name in FLAT), ("l0", "transformer"), ("l0", "cnn")]
 )
 def test_what_was_found_stays_without_shrinking(name: str, net: str) -> None:
-    model, opt, control, data = held(FLAT[name], name=net)
+    # A dead group whose gradient still grows comes back: the convolutions need longer to settle.
+    steps = 60 if net == "cnn" else HOLD_FROM
+    model, opt, control, data = held(FLAT[name], steps, net, steps)
     assert control.is_held
     found, size = live(opt), control.size()
     opt.finalize_()

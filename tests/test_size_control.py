@@ -263,6 +263,21 @@ def test_a_restart_in_between_does_not_matter() -> None:
     assert control.size() <= 0.4
 
 
+def test_until_the_first_look_the_weights_are_those_of_training_without_penalty() -> None:
+    """The strength given is a unit, and would have killed everything in the steps until then."""
+    charged = steered(steps=0, penalty=dp.GroupL0(1.0), hold_from=60, ramp_steps=40, every=10)
+    free, data = network("mlp"), charged[3]
+    opt = dp.RAMDA(free.parameters(), lr=charged[1].param_groups[0]["lr"])
+    for _ in range(9):
+        train(charged[0], charged[1], charged[2], data, 1)
+    for step in range(9):
+        opt.zero_grad()
+        torch.nn.functional.cross_entropy(free(data[step % len(data)][0]), data[step % len(data)][1]).backward()
+        opt.step()
+    for ours, theirs in zip(charged[0].parameters(), free.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
 def test_balance_makes_layers_comparable() -> None:
     """Weights after a look are the mean critical strengths, and before it all groups live."""
     _, opt, control, _ = steered("mlp", steps=5, hold_from=60, ramp_steps=1000, every=5)

@@ -43,9 +43,9 @@ class SizeRecord:
 class SizeControl:
     """Finds the strength at which the structured point has the size asked for, while training.
 
-    Call `step()` after every optimizer step. Every `every` steps, up to the step `steer_until`, the
-    strength becomes the least at which the structured point of the present sums is no larger than
-    the goal; at `hold_from` it does so for the last time, and then it stays, so that what it leads
+    Call `step()` after every optimizer step. Until the first look nothing is charged. Every `every`
+    steps, up to the step `steer_until`, the strength becomes the least at which the structured
+    point of the present sums is no larger than the goal; at `hold_from` it does so for the last time, and then it stays, so that what it leads
     to can be identified. The goal falls from the dense size to the target in the first
     `ramp_steps`:
 
@@ -83,7 +83,8 @@ class SizeControl:
         hold_from: the optimizer step of the last restart, after which the strength is constant.
         steer_until: the optimizer step after which it is left alone until `hold_from`, best that of
             a restart: fresh sums say little; None for `hold_from`.
-        every: optimizer steps between two looks.
+        every: optimizer steps between two looks, best a small part of `ramp_steps`: at constant
+            strength the structured point goes on losing groups.
         balance: see above.
         select_inputs: as in `shrink`.
 
@@ -176,6 +177,9 @@ class SizeControl:
         self._has_ranks, self._has_groups = any(ranks), not all(ranks)
         self._thin = factorizable(model, example_input) if self._has_ranks else set[str]()
         self.strength = max(own)
+        # What the sums of the first steps would make of the strength given says nothing: most often
+        # all would be dead until the first look, and the iterate a fraction of the weights.
+        self._set([0.0] * len(self.levels))
         self.steps = 0
         # Of each level, the weights with which it is held.
         self._held: list[tuple[float, ...] | None] = [None] * len(self.levels)

@@ -147,5 +147,5 @@ def choose(
         penalty=penalty,
         ramp=0.52,
         restart=0.65,
-        every=max(1, round(0.65 * (until_cut - warm - hold) * steps_per_epoch / 10)),
+        every=max(1, round(0.65 * (until_cut - warm - hold) * steps_per_epoch / 50)),
     )
