@@ -45,9 +45,9 @@ class SizeControl:
 
     Call `step()` after every optimizer step. Until the first look nothing is charged. Every `every`
     steps, up to the step `steer_until`, the strength becomes the least at which the structured
-    point of the present sums is no larger than the goal; at `hold_from` it does so for the last time, and then it stays, so that what it leads
-    to can be identified. The goal falls from the dense size to the target in the first
-    `ramp_steps`:
+    point of the present sums is no larger than the goal; at `hold_from` it does so for the last
+    time, and then it stays, so that what it leads to can be identified. The goal falls from the
+    dense size to the target in the first `ramp_steps`:
 
         goal(t) = target + (1 - target) (1 - t / ramp_steps)^3.
 

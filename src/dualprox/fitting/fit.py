@@ -130,9 +130,10 @@ def fit(
         require(optimizer != "ramda", "optimizer", rule, optimizer)
         require(not select_inputs, "select_inputs", "False with NuclearNorm", select_inputs)
         require(round_to == 1, "round_to", "1 with NuclearNorm", round_to)
+    looks = 10 if target.measure == "latency_ms" else 50  # at each a network is cut and timed
     plan = choose(
         optimizer or ("rmda" if low_rank else "ramda"), model, groups, epochs, steps_per_epoch,
-        refit, lr, momentum, warmup, search, refit_optimizer, refit_lr, weight_decay,
+        refit, lr, momentum, warmup, search, refit_optimizer, refit_lr, weight_decay, looks,
     )  # fmt: skip
     return Fitting(
         model, loader, epochs, steps_per_epoch, target, loss, example_input, groups, plan,

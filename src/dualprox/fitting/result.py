@@ -121,6 +121,7 @@ def choose(
     refit_optimizer: str | None,
     refit_lr: float | None,
     weight_decay: float | None,
+    looks: int,
 ) -> Choices:
     """Fill in what the caller left open; docs/fit.md says where the numbers come from."""
     share = search if search is not None else (0.5 if refit else 1.0)
@@ -147,5 +148,5 @@ def choose(
         penalty=penalty,
         ramp=0.52,
         restart=0.65,
-        every=max(1, round(0.65 * (until_cut - warm - hold) * steps_per_epoch / 50)),
+        every=max(1, round(0.65 * (until_cut - warm - hold) * steps_per_epoch / looks)),
     )
