@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 from dualprox.lab import folders, settings, train
 from dualprox.lab.cli import main
 from dualprox.lab.experiments import command, reproduce, results
+from dualprox.lab.experiments.figures import plot_epochs
 from dualprox.lab.experiments.page import write_report
 from dualprox.lab.experiments.published import TABLES, table_with
-from dualprox.lab.experiments.tables import ACCURACY, WEIGHTED_SPARSITY, Value
+from dualprox.lab.experiments.tables import ACCURACY, SECONDS, WEIGHTED_SPARSITY, Value
 from dualprox.lab.recipes import RECIPES
 from test_data_sets import write_idx, write_images
 
@@ -159,7 +161,7 @@ def test_a_table_of_our_own_counts_the_zeros_of_both_methods(
 
 def result(recipe: str, accuracy: float, *assignments: str, table: str | None = None):
     """What a finished run of so many epochs would have left."""
-    known = TABLE.row(recipe)
+    known = TABLES[table or TABLE.name].row(recipe)
     run = settings.with_settings(known.run if known else RECIPES[recipe](), list(assignments))
     names = ("val_accuracy", "weighted_group_sparsity", "group_sparsity")
     metrics = [{"epoch": n + 1, **dict.fromkeys(names, accuracy)} for n in range(run.epochs)]
@@ -204,6 +206,20 @@ def test_times_come_with_their_machine_where_a_table_has_times() -> None:
     assert any("times are those of a machine" in note for note in two.notes())
     assert not any("machine" in note for note in seven.notes())
     assert "seconds" not in "".join(seven.records()[0])
+
+
+def test_a_table_without_accuracy_is_drawn_by_what_it_has() -> None:
+    made = result("transformer_xl_wikitext103_ramda", 0.5, table="ramda-table4")
+    for row in made.metrics:
+        row["val_perplexity"] = 30.0
+    (comparison,) = results.compare([made])
+    figure = plot_epochs(comparison.table, "x", list(comparison.lines))
+    assert figure is not None
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert labels == ["perplexity", "weighted group sparsity (%)"]
+    assert all(len(axes.lines) == 1 for axes in figure.axes)
+    neither = replace(comparison.table, columns=(SECONDS,))
+    assert plot_epochs(neither, "x", list(comparison.lines)) is None
 
 
 def test_a_published_run_is_marked_by_nothing_and_scaled_by_nothing() -> None:

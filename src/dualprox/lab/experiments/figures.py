@@ -4,7 +4,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from .results import Line
-from .tables import ACCURACY, SECONDS, Column, Table
+from .tables import Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,12 +14,6 @@ if TYPE_CHECKING:
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 # The part of the epochs that the second plot shows.
 _LAST = 0.1
-
-
-def structure_column(table: Table) -> Column | None:
-    """The column that tells of structure; None for a table without one."""
-    columns = [each for each in table.columns if each not in (ACCURACY, SECONDS)]
-    return columns[0] if columns else None
 
 
 def _draw(axes: "Axes", lines: list[Line], column: Column, first: float) -> None:
@@ -51,12 +45,13 @@ def _draw(axes: "Axes", lines: list[Line], column: Column, first: float) -> None
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def plot_epochs(table: Table, block: str, lines: list[Line]) -> "Figure":
-    """Accuracy and structure of the methods over epochs."""
+def plot_epochs(table: Table, block: str, lines: list[Line]) -> "Figure | None":
+    """Quality and structure of the methods over epochs; None for a table that tells of neither."""
     from matplotlib.figure import Figure
 
-    structure = structure_column(table)
-    columns = [ACCURACY, structure] if structure else [ACCURACY]
+    columns = [column for column in (table.quality, table.structure) if column is not None]
+    if not columns:
+        return None
     figure = Figure(figsize=(8, 3.2 * len(columns)), layout="constrained")
     panels = figure.subplots(len(columns), 1, sharex=True, squeeze=False)[:, 0]
     for axes, column in zip(panels, columns, strict=True):
@@ -71,7 +66,7 @@ def plot_last(table: Table, block: str, lines: list[Line]) -> "Figure | None":
     """The structure at the last epochs: methods that identify stand still; None without one."""
     from matplotlib.figure import Figure
 
-    structure = structure_column(table)
+    structure = table.structure
     if structure is None or all(line.value(structure) is None for line in lines):
         return None
     figure = Figure(figsize=(8, 3.6), layout="constrained")

@@ -9,6 +9,7 @@ from pathlib import Path
 from ...files import write_csv, write_png, write_text
 from .figures import plot_epochs, plot_last
 from .results import Comparison
+from .tables import Table
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -47,10 +48,15 @@ def _html(comparison: Comparison, plots: Sequence[Path]) -> str:
     return "\n".join(parts)
 
 
+def plot_stem(table: Table, block: str) -> str:
+    """What the plots of a part of a table are called, without what they show."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{table.name} {block}".lower())
+
+
 def _write_plots(comparison: Comparison, folder: Path) -> list[Path]:
     plots = []
     for block, lines in comparison.blocks().items():
-        stem = re.sub(r"[^a-z0-9]+", "-", f"{comparison.table.name} {block}".lower())
+        stem = plot_stem(comparison.table, block)
         for name, plot in (("epochs", plot_epochs), ("last", plot_last)):
             figure = plot(comparison.table, block, lines)
             if figure is not None:

@@ -74,6 +74,8 @@ COLUMNS = (
     LOW_RANK,
     SECONDS,
 )
+QUALITIES = (ACCURACY, PERPLEXITY, LOSS)
+STRUCTURES = (WEIGHTED_SPARSITY, GROUP_SPARSITY, UNSTRUCTURED_SPARSITY, LOW_RANK)
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,16 @@ class Table:
     rows: tuple[Row, ...]
     digits: int = 2
     note: str = ""
+
+    @property
+    def quality(self) -> Column | None:
+        """The column that tells how well a network does; None for a table without one."""
+        return next((column for column in self.columns if column in QUALITIES), None)
+
+    @property
+    def structure(self) -> Column | None:
+        """The first column that tells of structure; None for a table without one."""
+        return next((column for column in self.columns if column in STRUCTURES), None)
 
     def row(self, recipe: str) -> Row | None:
         """The row that is trained by the recipe of that name, if there is one."""
