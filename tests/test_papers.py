@@ -89,10 +89,12 @@ def only(found: list[Verdict]) -> Verdict:
 )
 def test_sparser_at_no_loss_is_asked_of_every_rival(accuracy, zero, word) -> None:
     """The sparsest rival and the most accurate one may be two."""
-    found = [lenet("RMDA", accuracy, zero)]
-    found += [lenet("ProxSGD", 0.990, 0.50), lenet("ProxSSI", 0.980, 0.70)]
+    found = [lenet("RMDA", accuracy, zero, "epoch_steps=9")]
+    found += [lenet("ProxSGD", 0.990, 0.50, "epoch_steps=9")]
+    found += [lenet("ProxSSI", 0.980, 0.70, "epoch_steps=9")]
     verdict = only([sparser(duel) for duel in duels(compare(found))])
-    assert verdict.word == word and verdict.experiment == "LeNet5/MNIST (shortened)"
+    assert verdict.word == word and "(ProxSGD)" in verdict.figure
+    assert verdict.experiment == "LeNet5/MNIST (shortened from 500 epochs to 6 of 9 steps)"
     assert "beside 70.00 (ProxSSI)" in verdict.figure and "beside 99.00 (ProxSGD)" in verdict.figure
 
 

@@ -29,8 +29,10 @@ write` of the records in `benchmarks/results/papers`; nothing in it is typed.
 
 *Shortened* are runs of fewer epochs than the published ones, as the notes below their tables say; \
 milestones keep their place. What they confirm or not, they do for training of that length. Every \
-claim is judged beside rivals that were trained as long. Figures are of the last epoch, at the \
-structured point, on the published test set. [How to run them](reproduce.md).
+claim is judged beside rivals that were trained as long; but RMDA and RAMDA shrink by more the \
+more steps they have taken since a restart ([α_t](math.md) grows), so short stages may cost them \
+more structure than the others. Figures are of the last epoch, at the structured point, on the \
+published test set. [How to run them](reproduce.md).
 """
 
 

@@ -82,6 +82,21 @@ def comparable(lines: Sequence[Line]) -> list[list[Line]]:
     return list(groups.values())
 
 
+def told_mark(line: Line) -> str:
+    """The mark of a line, and how short the shortened are; "" for a published run."""
+    run = line.results[0].run
+    if line.mark != "shortened":
+        return line.mark
+    steps = f" of {run.epoch_steps} steps" if run.epoch_steps else ""
+    return f"shortened from {line.row.run.epochs} epochs to {run.epochs}{steps}"
+
+
+def named(block: str, *told: str) -> str:
+    """The name of an experiment: network and data, then in brackets what there is to say."""
+    said = ", ".join(filter(None, told))
+    return f"{block} ({said})" if said else block
+
+
 def standard_error(line: Line, column: Column) -> float:
     """Of a mean over seeds; for one seed that of an accuracy counted on the test set, else 0."""
     value = line.value(column)
@@ -147,8 +162,8 @@ class Duel:
 
     @property
     def experiment(self) -> str:
-        """Network and data, and the mark of the runs."""
-        return f"{self.block} ({self.ours.mark})" if self.ours.mark else self.block
+        """Network and data, and how the runs depart from the published ones."""
+        return named(self.block, told_mark(self.ours))
 
     @property
     def quality(self) -> Column:
@@ -267,13 +282,12 @@ def solver_verdicts(comparisons: Iterable[Comparison], times: Sequence[Record]) 
             for group in comparable(lines):
                 if len({result.machine for line in group for result in line.results}) == 1:
                     device = group[0].results[0].run.device
-                    told = ", ".join(filter(None, (group[0].mark, device)))
                     seconds = {line.row.label: mean_of(line, SECONDS) for line in group}
-                    verdicts += solver_ratios(f"{block} ({told})", seconds)
+                    verdicts += solver_ratios(named(block, told_mark(group[0]), device), seconds)
     for record in times:
         seconds = {name: each["median"] for name, each in record["seconds"].items()}
         device = record["environment"]["device"]
-        verdicts += solver_ratios(f"{record['network']} (steps alone, {device})", seconds)
+        verdicts += solver_ratios(named(record["network"], "steps alone", device), seconds)
     return verdicts
 
 
@@ -297,9 +311,8 @@ def support_verdicts(comparisons: Iterable[Comparison], planted: Sequence[Record
             told = [f"{line.label} {listed(n)}" for line, n in wrong if method_of(line) in RIVALS]
             for line, found in wrong:
                 if method_of(line) in OURS:
-                    mark = f", {line.mark}" if line.mark else ""
                     text = f"{listed(found)} groups are not as at the optimum"
-                    name, holds = f"{block} (convex{mark})", not any(found)
+                    name, holds = named(block, "convex", told_mark(line)), not any(found)
                     text = "; ".join([text, *told])
                     verdicts.append(Verdict(name, line.row.label, said(holds), text))
     for record in planted:
