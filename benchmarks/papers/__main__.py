@@ -4,7 +4,6 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from dualprox.lab.bench.results import require_storable
@@ -76,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
             add(args.folders, args.commit, args.optimum, args.records)
         elif args.command == "time":
             require_storable(False, None)
-            budget = replace(Budget(), seconds=args.seconds)
+            budget = Budget(seconds=args.seconds)
             found = times.measure(args.network, args.settings, args.warm, budget)
             device = found["environment"]["device"]
             records.keep(found, args.records / f"times-{args.network}-{device}.json")
