@@ -115,8 +115,7 @@ def claims(comparisons: Sequence[Comparison], records: dict[str, list[Record]]) 
             f"ProxSSI, whose subproblem is solved by Newton-Raphson, takes at least {FASTER:g} "
             'times as long as ProxGen with early stopping (the paper: "around 3X"); RAMDA and '
             f"ProxGen take at most {CLOSE:g} times as long as the dense network (the paper: "
-            'RAMDA 1.11 and 1.03 times, "still close"). "exact" is the solver that this library '
-            "has of its own, not the papers'.",
+            'RAMDA 1.11 and 1.03 times, "still close").',
             solver,
             untested(solver, timed),
         ),

@@ -23,8 +23,9 @@ _INTRO = """\
 
 [arXiv:2112.02612](https://arxiv.org/abs/2112.02612) (RMDA) and \
 [arXiv:2403.14398](https://arxiv.org/abs/2403.14398) (RAMDA) make the claims below. Each has a \
-rule that says what counts as confirmed; the rules were written into `benchmarks/papers/rules.py` \
-before the runs that they judge had ended. This page is made by `python -m benchmarks.papers \
+rule that says what counts as confirmed, in `benchmarks/papers/rules.py`; the rules were written \
+before the runs were compared, though how RMDA and ProxSGD end on logistic regression was known. \
+This page is made by `python -m benchmarks.papers \
 write` of the records in `benchmarks/results/papers`; nothing in it is typed.
 
 *Shortened* are runs of fewer epochs than the published ones, as the notes below their tables say; \
@@ -173,7 +174,8 @@ def times_section(records: Sequence[Record]) -> list[str]:
             f"{where['torch']}: whole training steps, taken in turns in one process after "
             f"{record['warm']} steps of each; an epoch is {record['steps_per_epoch']} steps. All "
             "solvers are this library's: its proximal gradient and its Newton-Raphson are not the "
-            "papers' code, and early in training few groups are screened out.",
+            "papers' code, and early in training few groups are screened out. The exact solver is "
+            "none of the papers'.",
             "",
         ]
         dense = record["seconds"]["Adam"]["median"]
