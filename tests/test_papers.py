@@ -197,6 +197,9 @@ def test_rigl_is_beaten_by_more_than_chance_at_no_fewer_zeros(accuracy, zero, wo
     assert duels(comparisons) == []
     verdict = only([beats_rigl(duel) for duel in duels(comparisons, SINGLE)])
     assert verdict.word == word and verdict.experiment == "LeNet5/MNIST"
+    # Of RigL with two settings the better one counts.
+    found.append(result("rigl-lenet5-mnist", "RigL", 0.1, 0.98, "optimizer.drop_fraction=0.5"))
+    assert [beats_rigl(duel) for duel in duels(compare(found), SINGLE)] == [verdict]
 
 
 def test_times_are_judged_beside_proxssi_and_beside_the_dense_network() -> None:

@@ -93,8 +93,8 @@ def told_mark(line: Line) -> str:
 
 def named(block: str, *told: str) -> str:
     """The name of an experiment: network and data, then in brackets what there is to say."""
-    said = ", ".join(filter(None, told))
-    return f"{block} ({said})" if said else block
+    text = ", ".join(filter(None, told))
+    return f"{block} ({text})" if text else block
 
 
 def standard_error(line: Line, column: Column) -> float:
@@ -238,7 +238,7 @@ def steadier(duel: Duel) -> Verdict:
 
 def beats_rigl(duel: Duel) -> Verdict:
     """Whether RMDA is more accurate than RigL, and no less sparse."""
-    (rigl,) = duel.rivals
+    rigl = max(duel.rivals, key=lambda line: mean_of(line, duel.quality))
     ours, theirs = (mean_of(line, duel.structure) for line in (duel.ours, rigl))
     good, other = (mean_of(line, duel.quality) for line in (duel.ours, rigl))
     allowed = allowance(duel.ours, rigl, duel.quality)
