@@ -124,7 +124,7 @@ def test_a_step_launches_the_same_few_operations_for_any_number_of_parameters(ma
         with Launches() as launches:
             opt.step()
         counts.append(launches.count)
-    assert counts[0] == counts[1] <= 20
+    assert counts[0] == counts[1] <= 21
 
 
 class Launches(TorchDispatchMode):

@@ -17,7 +17,13 @@ def test_sums_are_float32_or_wider_for_every_dtype(maker, dtype):
     wide = torch.promote_types(dtype, torch.float32)
     for param in params:
         assert param.dtype == dtype and param.isfinite().all()
-        buffers = [t for t in opt.state[param].values() if t.dim()]
+        state = dict(opt.state[param])
+        remainder = state.pop("remainder", None)
+        if dtype == wide:
+            assert remainder is None
+        else:
+            assert remainder is not None and remainder.dtype == torch.bfloat16
+        buffers = [t for t in state.values() if t.dim()]
         assert buffers and all(t.dtype == wide for t in buffers)
 
 

@@ -181,13 +181,17 @@ def test_bf16_parameters_keep_float32_state(method):
     for step in range(3):
         for a, b in zip(ours.params, theirs.params, strict=True):
             a.data.copy_(b.data)  # the interpreter truncates to bf16 where GPUs round
+            ours.opt.state[a]["remainder"].copy_(theirs.opt.state[b]["remainder"])
         grads = ours.gradients(step)
         fused.step(grads, ours.opt.param_groups[0])
         theirs.step_eagerly(grads)
         for a, b in zip(ours.params, theirs.params, strict=True):
             assert (a.float() - b.float()).abs().le(b.float().abs() * 2**-7).all()
+            rests = [ours.opt.state[a]["remainder"], theirs.opt.state[b]["remainder"]]
+            apart = (a.float() + rests[0].float()) - (b.float() + rests[1].float())
+            assert apart.abs().le(1e-5 + b.float().abs() * 2**-14).all()
         for state, like in zip(ours.states, theirs.states, strict=True):
-            for key in state:
+            for key in state.keys() - {"remainder"}:
                 assert state[key].dtype == (torch.float32 if state[key].dim() else torch.float64)
                 assert torch.allclose(state[key], like[key], rtol=1e-5, atol=1e-6)
 

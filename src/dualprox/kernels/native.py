@@ -22,6 +22,7 @@ _BUFFERS = {
     "prox_sgd": ("momentum_buffer", None, None),
     "prox_adamw": ("exp_avg", "exp_avg_sq", None),
 }
+_REST = "remainder"
 _COUNTERS = ("step", "penalty_sum", "restart", "eps")
 
 
@@ -29,7 +30,10 @@ class _Record(ctypes.Structure):
     """One parameter; steps.cpp has the same fields in the same order."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("param", "grad", "first", "second", "anchor")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("param", "grad", "first", "second", "anchor", "rest")
+        ),
         *((name, ctypes.c_void_p) for name in _COUNTERS),
         *((name, ctypes.c_int64) for name in ("parts", "outer", "groups", "inner")),
         ("entry_strength", ctypes.c_double),
@@ -121,7 +125,7 @@ def refusal(param: Tensor, state: dict[str, Tensor], form: SparseGroupForm | Non
             fits = value.dim() == 0 and value.dtype == torch.float64
         else:
             alike = value.shape == param.shape and value.stride() == param.stride()
-            fits = value.dtype == torch.float32 and alike
+            fits = value.dtype == (torch.bfloat16 if name == _REST else torch.float32) and alike
         if not fits or value.device != param.device:
             return f"its state {name} is of another kind or laid out differently"
     return None
@@ -176,6 +180,7 @@ class NativeGroup:
             record.param = param.data_ptr()
             for place, name in zip(("first", "second", "anchor"), _BUFFERS[method], strict=True):
                 setattr(record, place, state[name].data_ptr() if name else None)
+            record.rest = state[_REST].data_ptr() if _REST in state else None
             for name in _COUNTERS:
                 setattr(record, name, state[name].data_ptr() if name in state else None)
             self._rows.append(_Row((param, *state.values()), _layout(param), record))

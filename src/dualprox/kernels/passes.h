@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <numeric>
 
 #define INLINE inline __attribute__((always_inline))
@@ -42,7 +43,6 @@ INLINE float load(bf16 x) {
   return out;
 }
 
-INLINE void save(float& to, float x) { to = x; }
 INLINE void save(bf16& to, float x) {
   uint32_t wide;
   std::memcpy(&wide, &x, 4);
@@ -50,10 +50,31 @@ INLINE void save(bf16& to, float x) {
   to.bits = uint16_t(x == x ? nearest : 0x7fc0u);
 }
 
+constexpr float kSmallest = std::numeric_limits<float>::min();  // normal number
+constexpr float kLargest = std::numeric_limits<float>::max();
+
+// Zero for a subnormal number, which processors are slow with; NaN stays.
+INLINE float flush(float x) { return std::fabs(x) < kSmallest ? 0.0f : x; }
+
+// A sum of squares as it is kept: finite, unless it is NaN.
+INLINE float flush_square(float x) { return x > kLargest ? kLargest : flush(x); }
+
+// Entry j of the iterate, and its new value: a bfloat16 parameter and the rest that it lost.
+INLINE float iterate(const float* param, const bf16*, i64 j) { return param[j]; }
+INLINE float iterate(const bf16* param, const bf16* rest, i64 j) {
+  return load(param[j]) + load(rest[j]);
+}
+INLINE void keep(float* param, bf16*, i64 j, float x) { param[j] = flush(x); }
+INLINE void keep(bf16* param, bf16* rest, i64 j, float x) {
+  x = flush(x);
+  save(param[j], x);
+  save(rest[j], flush(x - load(param[j])));
+}
+
 // x^(1/3) for x >= 0: a guess z of x^(-1/3) read off the exponent, with |1 - x z^3| < 0.103, times
-// a polynomial near (1 - e)^(-1/3), then x z^2. Zero stays zero; infinity gives NaN.
+// a polynomial near (1 - e)^(-1/3), then x z^2. Zero stays zero.
 INLINE float cube_root(float x) {
-  const bool subnormal = x < 1.17549435e-38f;
+  const bool subnormal = x < kSmallest;
   const float scaled = subnormal ? x * 16777216.0f : x;  // 2^24
   int32_t bits;
   std::memcpy(&bits, &scaled, 4);
@@ -101,6 +122,7 @@ struct Pointers {
   T* param;
   const T* grad;
   float *first, *second, *anchor;  // V U W0 | V - W0 | m | m v
+  bf16* rest;                      // of a bfloat16 parameter
 };
 
 constexpr i64 kLanes = 16;       // columns are filled up to a multiple of this
@@ -191,6 +213,7 @@ INLINE void pass_row(const Pointers<T> x, const Step s, i64 at, i64 n, i64 lanes
   constexpr bool kMoves = kPass == kSpread || kWhole;
   constexpr bool kReads = kStores && !kUpdates;
   T* param = x.param + at;
+  bf16* rest = sizeof(T) == sizeof(bf16) ? x.rest + at : nullptr;
   const T* grad = x.grad + at;
   float* first = x.first + at;
   float* second = has_metric(M) ? x.second + at : nullptr;
@@ -206,12 +229,14 @@ INLINE void pass_row(const Pointers<T> x, const Step s, i64 at, i64 n, i64 lanes
       if (kUpdates) {
         const float g = s.sign * load(grad[j]);
         linear = is_dual(M) ? linear + s.scale * g : lerp(linear, g, s.scale);
+        linear = flush(linear);
         first[j] = linear;
         if (M == kRAMDA) square = square + s.square_scale * (g * g);
         if (M == kProxAdamW) square = s.square_keep * square + s.square_scale * (g * g);
+        square = flush_square(square);
         if (has_metric(M)) second[j] = square;
       }
-      const float center = is_dual(M) ? anchor[j] : load(param[j]) * s.center_scale;
+      const float center = is_dual(M) ? anchor[j] : iterate(param, rest, j) * s.center_scale;
       if (M == kRAMDA) d = cube_root(square) + s.eps;
       if (M == kProxAdamW) d = std::sqrt(square) * s.metric_scale + s.eps;
       if (kPass == kFree) {
@@ -242,14 +267,14 @@ INLINE void pass_row(const Pointers<T> x, const Step s, i64 at, i64 n, i64 lanes
       float point = a;
       if (kPass == kEntries && has_metric(M)) point = a / d;
       if (kPass == kSpread) point = has_metric(M) ? a * r[j] / (d * r[j] + t[j]) : a * r[j];
-      save(param[j], is_dual(M) ? lerp(load(param[j]), point, s.weight) : point);
+      keep(param, rest, j, is_dual(M) ? lerp(iterate(param, rest, j), point, s.weight) : point);
     }
   }
 }
 
 template <Method M, class T>
 void begin_stage(const Pointers<T>& x, i64 at, i64 n) {
-  for (i64 j = at; j < at + n; ++j) x.anchor[j] = load(x.param[j]);
+  for (i64 j = at; j < at + n; ++j) x.anchor[j] = flush(iterate(x.param, x.rest, j));
   std::memset(x.first + at, 0, n * sizeof(float));
   if (has_metric(M)) std::memset(x.second + at, 0, n * sizeof(float));
 }

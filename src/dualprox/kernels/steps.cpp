@@ -31,6 +31,7 @@ struct Record {
   void* param;
   const void* grad;
   float *first, *second, *anchor;
+  void* rest;
   double *step, *penalty_sum, *restart, *eps;
   int64_t parts, outer, groups, inner;  // Grid
   double entry_strength, group_strength;
@@ -319,7 +320,7 @@ void step_all(const Settings& settings, Record* records, i64 count) {
   const auto pointers = [&](i64 k) {
     const Record& p = records[k];
     return Pointers<T>{static_cast<T*>(p.param), static_cast<const T*>(p.grad), p.first, p.second,
-                       p.anchor};
+                       p.anchor, static_cast<bf16*>(p.rest)};
   };
   const auto run = [&](i64 number, Alone& alone) {
     const i64 k = std::upper_bound(ends.begin(), ends.end(), number) - ends.begin();

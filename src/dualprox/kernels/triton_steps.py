@@ -105,13 +105,24 @@ def unsupported(
         return "its groups are not laid out as a grid in its memory"
     if "max_exp_avg_sq" in state:
         return "amsgrad has no Triton step"
-    for name in filter(None, _BUFFERS[method]):
+    for name in (*filter(None, _BUFFERS[method]), *_remainder(param)):
         buffer = state[name]
-        if buffer.dtype != torch.float32 or buffer.device != param.device:
+        dtype = torch.bfloat16 if name in _remainder(param) else torch.float32
+        if buffer.dtype != dtype or buffer.device != param.device:
             return f"its {name} is {buffer.dtype} on {buffer.device}"
         if not _is_laid_out_like(buffer, param):
             return f"its {name} is not laid out like it"
     return None
+
+
+def _remainder(param: Tensor) -> tuple[str, ...]:
+    """The name of the buffer that only a parameter narrower than float32 has."""
+    return () if param.dtype == torch.float32 else ("remainder",)
+
+
+def _buffers(method: Method, param: Tensor, state: Mapping[str, Tensor]) -> list[Tensor]:
+    names = (*filter(None, _BUFFERS[method]), *_remainder(param))
+    return [state[name] for name in names]
 
 
 def _is_laid_out_like(tensor: Tensor, param: Tensor) -> bool:
@@ -131,9 +142,8 @@ def _places(
     method: Method, params: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]
 ) -> list[int]:
     """Addresses of parameters and buffers."""
-    names = [name for name in _BUFFERS[method] if name]
-    buffers = [state[name].data_ptr() for state in states for name in names]
-    return [p.data_ptr() for p in params] + buffers
+    tables = (_buffers(method, p, state) for p, state in zip(params, states, strict=True))
+    return [p.data_ptr() for p in params] + [b.data_ptr() for row in tables for b in row]
 
 
 class TritonGroup:
@@ -179,7 +189,9 @@ class TritonGroup:
         self.method: Method = method
         self.capturable = capturable
         self._params, self._device = list(params), params[0].device
-        self._buffers = [[state[b] for b in _BUFFERS[method] if b] for state in states]
+        self._buffers = [
+            _buffers(method, param, state) for param, state in zip(params, states, strict=True)
+        ]
         self._counters = [[state[c] for c in _COUNTERS[method]] for state in states]
         # Zero-copy numpy: reading a counter this way takes a twentieth of `item`.
         self._values = [] if capturable else [[c.numpy() for c in row] for row in self._counters]
@@ -208,9 +220,12 @@ class TritonGroup:
         for i, (param, form) in enumerate(zip(self._params, forms, strict=True)):
             one = _plan(param, form, tiling)
             pointers = [param.data_ptr(), *(b.data_ptr() for b in self._buffers[i])]
+            if _remainder(param):
+                tensors[i, 7] = pointers[-1]
+            sums = pointers[: len(pointers) - len(_remainder(param))]
             if not _BUFFERS[self.method][0]:
-                pointers.insert(1, 0)
-            tensors[i, : len(pointers)] = pointers
+                sums.insert(1, 0)
+            tensors[i, : len(sums)] = sums
             tensors[i, 4:7] = one.stride, one.pieces, one.width
             if form is not None:
                 strengths[i] = form.entry_strength, form.group_strength

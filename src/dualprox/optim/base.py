@@ -27,6 +27,7 @@ from .frozen import (
 )
 from .fused import IMPLEMENTATIONS, Plan, make_plan, why_unavailable
 from .options import Options, SolveReport, check_options
+from .rounding import REMAINDER, set_iterate_
 from .solve import solve
 from .state import StatefulOptimizer
 from .unit import (
@@ -172,8 +173,13 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
             if plan.eager:
                 self._update_all(plan.eager, group, float(group["lr"]))
             if holds_support(group):
-                hold(plan.params, [self.state[param]["live"] for param in plan.params])
+                self._hold(plan.params)
         return loss
+
+    def _hold(self, params: list[Tensor]) -> None:
+        kept = [{"": param, **self.state[param]} for param in params]
+        pairs = [(s[k], s["live"]) for s in kept for k in ("", REMAINDER) if k in s]
+        hold([tensor for tensor, _ in pairs], [live for _, live in pairs])
 
     def _plan(self, number: int, group: dict[str, Any], params: list[Tensor]) -> Plan:
         """Who steps which parameter; made anew when the group or its tensors have changed."""
@@ -347,7 +353,7 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         """Make the structured point the iterate, for good."""
         self._refuse_inside_structured("finalize_()")
         for param, point in self._all_structured_points():
-            param.copy_(point)
+            set_iterate_(param, self.state.get(param, {}), point)
 
     @torch.no_grad()
     def freeze_structure_(self) -> None:
@@ -389,7 +395,7 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         # Nothing has changed so far, and from here on no penalty is asked that could refuse.
         for unit, points, _ in found:
             for param, point in zip(unit.params, points, strict=True):
-                param.copy_(point)
+                set_iterate_(param, self.state.get(param, {}), point)
         self.restart()
         for unit, _, marks in found:
             for param, own in zip(unit.params, marks, strict=True):

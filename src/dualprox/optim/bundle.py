@@ -105,6 +105,20 @@ class Bundle:
         _torch._foreach_clamp_min_(self.tensors, other.tensors)
         return self
 
+    def clamp_max_(self, high: float) -> "Bundle":
+        """As `Tensor.clamp_max_`."""
+        _torch._foreach_clamp_max_(self.tensors, high)
+        return self
+
+    def flush_(self) -> "Bundle":
+        """Zero the subnormal numbers, in few launches: multiplied by 0, all others by 1."""
+        kept = _torch._foreach_abs(self.tensors)
+        _torch._foreach_div_(kept, torch.finfo(self.dtype).tiny)
+        _torch._foreach_trunc_(kept)
+        _torch._foreach_clamp_max_(kept, 1)
+        _torch._foreach_mul_(self.tensors, kept)
+        return self
+
     def clamp(self, low: float, high: float) -> "Bundle":
         """As `Tensor.clamp`."""
         clamped = _torch._foreach_clamp_min(self.tensors, low)

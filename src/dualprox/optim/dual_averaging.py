@@ -12,6 +12,7 @@ from ..subproblem import Subproblem
 from .base import ProximalOptimizer
 from .bundle import as_tensor, tensors_of
 from .frozen import acting_groups, hold, holds_support
+from .rounding import REMAINDER, iterate, set_iterate_, settle_
 from .solve import solve
 from .unit import Unit, joint_state
 
@@ -62,10 +63,9 @@ class DualAveraging(ProximalOptimizer):
         weight = 1 - group["momentum"]  # c
         if group["ramp"]:
             weight = min(weight * math.sqrt(step), 1.0)
-        if param.dtype == point.dtype:
-            param.lerp_(point, weight)
-        else:
-            param.copy_(param.to(point.dtype).lerp_(point, weight))
+        now = iterate(param, state, point.dtype)
+        set_iterate_(param, state, now.lerp_(point, weight))
+        settle_(param, state, *(name for name in self._buffers(group) if name != "anchor"))
 
     def _begin_step(self, group: dict[str, Any], params: list[Tensor], lr: float) -> None:
         """Remember the lr of the stage; warn when it changes within one."""
@@ -84,9 +84,12 @@ class DualAveraging(ProximalOptimizer):
 
     def _begin_stage(self, param: Tensor, state: dict[str, Tensor]) -> None:
         """Take the iterate for the anchor and forget the sums."""
-        for value in state.values():
-            value.zero_()
-        state["anchor"].copy_(param)
+        for name, value in state.items():
+            if name != REMAINDER:
+                value.zero_()
+        settle_(param, state)  # so that the anchor has no subnormal numbers either
+        anchor = state["anchor"]
+        anchor.copy_(iterate(param, state, anchor.dtype))
 
     def _subproblem(self, state: dict[str, Tensor], group: dict[str, Any]) -> Subproblem:
         return Subproblem(

@@ -11,6 +11,7 @@ from ..checks import is_real, require
 from ..subproblem import Solver, Subproblem
 from .base import ProximalOptimizer
 from .options import Options
+from .rounding import iterate, set_iterate_, settle_
 from .unit import Unit
 
 
@@ -77,9 +78,10 @@ class ProxSGD(MomentumMethod):
         state["step"] += 1
         average = state["momentum_buffer"]
         average.lerp_(grad.to(average.dtype), 1 - group["momentum"])  # m_t
-        center = param.to(average.dtype)
+        center = iterate(param, state, average.dtype)
         problem = Subproblem(average, center, 1 / lr, 1.0, group["penalty"])
-        param.copy_(self._solve(problem, param, group))
+        set_iterate_(param, state, self._solve(problem, param, group))
+        settle_(param, state, "momentum_buffer")
 
     @torch.no_grad()
     def gradient_estimate(self, param: Tensor) -> Tensor | None:
@@ -177,17 +179,19 @@ class ProxAdamW(MomentumMethod):
         grad = grad.to(mean.dtype)
         mean.lerp_(grad, 1 - beta1)  # m_t
         square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)  # v_t
+        square.clamp_max_(torch.finfo(square.dtype).max)  # an infinite metric would stay so
         if group["amsgrad"]:
             square = state["max_exp_avg_sq"].clamp_min_(square)
         metric = square.sqrt().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
         problem = Subproblem(
             linear=mean * (lr / (1 - beta1**step)),
-            center=param.to(mean.dtype) * (1 - lr * group["weight_decay"]),
+            center=iterate(param, state, mean.dtype) * (1 - lr * group["weight_decay"]),
             metric=metric,
             threshold=lr,
             penalty=group["penalty"],
         )
-        param.copy_(self._solve(problem, param, group))
+        set_iterate_(param, state, self._solve(problem, param, group))
+        settle_(param, state, "exp_avg", "exp_avg_sq")
 
     @torch.no_grad()
     def gradient_estimate(self, param: Tensor) -> Tensor | None:

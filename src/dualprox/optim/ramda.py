@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
@@ -78,7 +79,9 @@ class RAMDA(DualAveraging):
         state["eps"].fill_(group["eps"])
         state["grad_sum"].add_(grad, alpha=scale)  # V_t
         wide = grad.to(state["grad_sq_sum"].dtype)  # G∘G of a half-precision G would overflow
-        state["grad_sq_sum"].addcmul_(wide, wide, value=scale)  # U_t
+        square = state["grad_sq_sum"]
+        # An infinite metric, times 0, would be NaN.
+        square.addcmul_(wide, wide, value=scale).clamp_max_(torch.finfo(square.dtype).max)  # U_t
 
     def metric(self, state: dict[str, Tensor]) -> Tensor:
         """P_t = cbrt(U_t) + eps."""

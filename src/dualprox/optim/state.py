@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .frozen import MARKS, marks_of
+from .rounding import REMAINDER, new_remainder
 
 # Objects a checkpoint keeps as text. On load the optimizer's own stay in force.
 _LIVE_KEYS = ("penalty", "solver", "impl")
@@ -83,7 +84,7 @@ class StatefulOptimizer(Optimizer):
             name: torch.zeros_like(param, dtype=dtype, requires_grad=False)
             for name in self._buffers(group)
         }
-        return {**counters, **buffers}
+        return {**counters, **buffers, **new_remainder(param)}
 
     def ready_state(self, param: Tensor, group: dict[str, Any] | None = None) -> dict[str, Tensor]:
         """The state of `param`, made now if it has none or was made before the model moved.
@@ -98,6 +99,10 @@ class StatefulOptimizer(Optimizer):
             fits = buffer.device == param.device and buffer.shape == param.shape
             has_moved = state["step"].item() > 0
             if fits and (has_moved or buffer.dtype == state_dtype(param)):
+                remainder = new_remainder(param)
+                if (REMAINDER in state) != bool(remainder):  # the model has changed its dtype
+                    state.pop(REMAINDER, None)
+                    state.update(remainder)
                 return state
             if has_moved:
                 raise RuntimeError(
@@ -216,14 +221,19 @@ class StatefulOptimizer(Optimizer):
             if "rank" in marks:
                 rank = torch.as_tensor(state["rank"]).detach()
                 adopted[param]["rank"] = rank.to("cpu", torch.float64, copy=True)
-            for key in (*self._buffers(group), *(key for key in marks if key == "live")):
+            # Saved for a wider parameter, or by an older version, a state has no remainder.
+            remainder = new_remainder(param)
+            state = {**remainder, **state}
+            dtypes = dict.fromkeys(self._buffers(group), state_dtype(param))
+            dtypes |= {key: torch.bool for key in marks if key == "live"}
+            dtypes |= {key: value.dtype for key, value in remainder.items()}
+            for key, dtype in dtypes.items():
                 if state[key].shape != param.shape:
                     raise ValueError(
                         f"the saved {key} of parameter {name} has shape "
                         f"{tuple(state[key].shape)}, the parameter {tuple(param.shape)}"
                     )
                 # In memory like the parameter, whatever the layout of the saved one.
-                dtype = torch.bool if key == "live" else state_dtype(param)
                 fresh = torch.empty_like(param, dtype=dtype, requires_grad=False)
                 adopted[param][key] = fresh.copy_(state[key].detach())
         return adopted

@@ -5,7 +5,8 @@
 Tables (row-major, int64 words; float64 values as their bits):
 
 - tensors (tensor, 8): addresses of parameter, anchor, first sum, second sum; distance between the
-  rows of a tile; pieces per row; entries of a group in a row; 0.
+  rows of a tile; pieces per row; entries of a group in a row; address of a narrow parameter's
+  remainder.
 - strengths (tensor, 2): entry strength, group strength (float64).
 - grads (tensor,): addresses, 0 for no gradient.
 - rows (tensor, 12), float64: what a step's scalars come to, filled by the host or by `prologue`:
@@ -64,6 +65,12 @@ def scalar(row, k: tl.constexpr):
 
 
 @triton.jit
+def flushed(x):
+    """Zero for a subnormal number; NaN stays."""
+    return tl.where(tl.abs(x) < 1.1754943508222875e-38, 0.0, x)
+
+
+@triton.jit
 def advanced(g, v, u, row, METHOD: tl.constexpr):
     """The sums (or averages) with the new gradient in them."""
     sign = scalar(row, 4)
@@ -77,7 +84,8 @@ def advanced(g, v, u, row, METHOD: tl.constexpr):
     else:
         v = mixed(v, sign * g, scalar(row, 5))
         u = u * scalar(row, 6) + scalar(row, 7) * (g * g)
-    return v, u
+    largest = 3.4028234663852886e38  # an infinite metric times 0 would be NaN
+    return flushed(v), flushed(tl.where(u > largest, largest, u))
 
 
 @triton.jit
@@ -111,6 +119,15 @@ def array(table, k: tl.constexpr, offset, DTYPE: tl.constexpr, ALIGNED: tl.const
 
 
 @triton.jit
+def iterate(table, offset, cells, mask, W: tl.constexpr, ALIGNED: tl.constexpr):
+    """Entries of the iterate in float32: the parameter and, if it is narrower, the remainder."""
+    w = read(array(table, 0, offset, W, ALIGNED), cells, mask)
+    if W != tl.float32:
+        w += read(array(table, 7, offset, tl.bfloat16, ALIGNED), cells, mask)
+    return w
+
+
+@triton.jit
 def begun(
     w,
     offset,
@@ -136,8 +153,8 @@ def begun(
         fresh = tl.full(mask.shape, 0.0, tl.float32) + scalar(row, 1) != 0.0
         anchor = array(table, 1, offset, tl.float32, ALIGNED)
         kept = mask & (fresh == 0)  # a new stage forgets the sums: they are not even read
-        center = tl.where(fresh, w, read(anchor, cells, kept))
-        tl.store(anchor + cells, w, mask=mask & fresh)
+        center = tl.where(fresh, flushed(w), read(anchor, cells, kept))
+        tl.store(anchor + cells, flushed(w), mask=mask & fresh)
     v = read(first, cells, kept)
     u = v
     if METRIC:
@@ -179,7 +196,12 @@ def finish(
     """Write the new iterate."""
     if (METHOD == "rmda") or (METHOD == "ramda"):
         z = mixed(w, z, scalar(row, 3))
-    tl.store(array(table, 0, offset, W, ALIGNED) + cells, z.to(W), mask=mask)
+    z = flushed(z)
+    narrow = z.to(W)
+    tl.store(array(table, 0, offset, W, ALIGNED) + cells, narrow, mask=mask)
+    if W != tl.float32:
+        rest = flushed(z - narrow.to(tl.float32)).to(tl.bfloat16)
+        tl.store(array(table, 7, offset, tl.bfloat16, ALIGNED) + cells, rest, mask=mask)
 
 
 @triton.jit
@@ -206,7 +228,7 @@ def elementwise_step(
         offset, run = tl.multiple_of(offset, 4), tl.multiple_of(run, 4)
     cells = tl.arange(0, C)
     mask = cells < run
-    w = read(array(table, 0, offset, W, ALIGNED), cells, mask)
+    w = iterate(table, offset, cells, mask, W, ALIGNED)
     center, v, u = begun(w, offset, cells, mask, table, grad, row, METHOD, W, ALIGNED)
     a, d = pulled(center, v, u, row, METHOD)
     if ENTRIES:
@@ -317,7 +339,7 @@ def resident_step(
         stride = tl.multiple_of(stride, 4)
     width = tl.load(table + 6).to(tl.int32)
     cells, mask = cells_of(0, high, run, stride, 1, R, C)
-    w = read(array(table, 0, offset, W, ALIGNED), cells, mask)
+    w = iterate(table, offset, cells, mask, W, ALIGNED)
     start = w
     if (METHOD == "ramda") or (METHOD == "prox_adamw"):
         start = tl.sqrt_rn(in_groups(w * w, width, False, RUNS, SLOTS, C))
@@ -344,7 +366,7 @@ def resident_step(
             steps += 1
         z = solved(a, d, r, norm, threshold)
         # Read again, from L2, rather than held in registers all the while.
-        w = read(array(table, 0, offset, W, ALIGNED), cells, mask)
+        w = iterate(table, offset, cells, mask, W, ALIGNED)
     else:
         z = shortened(a, norm, threshold)
     finish(w, z, offset, cells, mask, table, row, METHOD, W, ALIGNED)

@@ -15,15 +15,14 @@ import triton.language as tl  # pyright: ignore[reportMissingImports] # optional
 from .steps import (
     _MOST_STEPS,
     are_moving,
-    array,
     begun,
     cells_of,
     finish,
     in_groups,
+    iterate,
     lower_bound,
     newton,
     pulled,
-    read,
     recalled,
     shortened,
     soft,
@@ -68,7 +67,7 @@ def updating(
     size = tl.zeros((R, C), dtype=tl.float32)
     for j in range(lo, hi):
         cells, mask = cells_of(j, high, run, stride, pieces, R, C)
-        w = read(array(table, 0, offset, W, ALIGNED), cells, mask)
+        w = iterate(table, offset, cells, mask, W, ALIGNED)
         center, v, u = begun(w, offset, cells, mask, table, grad, row, METHOD, W, ALIGNED)
         a, d = pulled(center, v, u, row, METHOD)
         if ENTRIES:
@@ -113,7 +112,7 @@ def evaluating(
         cells, mask = cells_of(j, high, run, stride, pieces, R, C)
         w = 0.0
         if METHOD == "prox_adamw":
-            w = read(array(table, 0, offset, W, ALIGNED), cells, mask)
+            w = iterate(table, offset, cells, mask, W, ALIGNED)
         center, v, u = recalled(w, offset, cells, mask, table, METHOD, ALIGNED)
         a, d = pulled(center, v, u, row, METHOD)
         if ENTRIES:
@@ -150,7 +149,7 @@ def writing(
     offset, high, run, stride, pieces = extent(item, table, ALIGNED)
     for j in range(lo, hi):
         cells, mask = cells_of(j, high, run, stride, pieces, R, C)
-        w = read(array(table, 0, offset, W, ALIGNED), cells, mask)
+        w = iterate(table, offset, cells, mask, W, ALIGNED)
         center, v, u = recalled(w, offset, cells, mask, table, METHOD, ALIGNED)
         a, d = pulled(center, v, u, row, METHOD)
         if ENTRIES:
