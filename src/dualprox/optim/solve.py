@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from ..coupling import Joint
@@ -19,6 +20,7 @@ def solve(
     None stands for `Exact` where the penalty offers it under the metric, `ProximalGradient` else.
     Where the penalty couples tensors, the problem's are bundles of them, and so is the point.
     """
+    problem = _within_range(problem)
     if isinstance(problem.penalty, Coupled):
         joint = problem.penalty.coupling.joint
         parts: dict[str, Any] = {
@@ -41,3 +43,16 @@ def solve(
     if isinstance(solution.point, Joint):
         solution = replace(solution, point=as_tensor(solution.point.tensors()))
     return solution
+
+
+def _within_range(problem: Subproblem) -> Subproblem:
+    """The problem with a strength whose products and squares are numbers of its dtype.
+
+    A strength that has to be lowered for that removes all there is, before and after.
+    """
+    strength = None if problem.penalty is None else problem.penalty.own_strength()
+    largest = torch.finfo(problem.linear.dtype).max
+    if strength is None or problem.penalty is None or strength <= largest**0.25:
+        return problem
+    most = min(largest**0.5 * 2**-10, largest * 2**-20 / max(float(problem.threshold), 1.0))
+    return replace(problem, penalty=problem.penalty.with_strength(min(strength, most)))
