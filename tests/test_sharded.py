@@ -1,63 +1,61 @@
-"""Sharded parameters (DTensor, FSDP) train as the full ones do: two processes on the CPU."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Sharded parameters (DTensor) train as the full ones do: two processes on the CPU."""
 
 import pytest
-import torch
 
-WORKER = Path(__file__).with_name("sharded_worker.py")
+from sharded_tests import failures_of, gloo, report
 
-pytestmark = pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
-    reason="torch was built without gloo",
-)
+pytestmark = gloo
+OPTIMIZERS = ("RMDA", "RAMDA", "ProxSGD", "ProxAdamW")
+every = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory):
-    """Of every case, what each process has to say; they start once for all of them."""
-    folder = tmp_path_factory.mktemp("sharded")
-    path = os.pathsep.join([str(WORKER.parent), *filter(None, sys.path)])
-    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen([sys.executable, str(WORKER), str(rank), str(folder)], env=env)
-        for rank in range(2)
-    ]
-    try:
-        for worker in workers:
-            assert worker.wait(timeout=240) == 0
-    finally:
-        for worker in workers:
-            worker.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return failures_of("sharded_tensors", 2, tmp_path_factory.mktemp("sharded"))
 
 
-def report(failures, first, last):
-    """The tracebacks of the cases named so, of which there must be some."""
-    cases = [name for name in failures[0] if name.startswith(first) and name.endswith(last)]
-    assert cases
-    return "\n".join(f"{name}: {each[name]}" for each in failures for name in cases if each[name])
+@pytest.mark.promise(
+    "processes",
+    "a sharded weight trains as the full one does, whatever its penalty and along whatever axis it "
+    "is cut: the same support, float64 weights to 1e-9, over a restart, a refit and a reload",
+    "optimizer, penalty and layout",
+)
+@every
+def test_sharded_weights_follow_the_full_ones(failures, tries, optimizer):
+    for kind in (r"\w+\(.*S\(\d\)", "None", "tensor"):
+        assert report(failures, rf"{optimizer} {kind}", tries) == ""
 
 
-@pytest.mark.parametrize("optimizer", ["RMDA", "RAMDA", "ProxSGD", "ProxAdamW"])
-@pytest.mark.parametrize("placement", ["S(0)", "S(1)", "R"])
-def test_sharded_weights_follow_the_full_ones(failures, optimizer, placement):
-    assert report(failures, f"{optimizer} ", f" {placement}") == ""
+@pytest.mark.promise(
+    "processes",
+    "a group over several tensors that are sharded, each in its own way, lives or dies as on one "
+    "process",
+    "optimizer and penalty",
+)
+@every
+def test_groups_over_sharded_tensors_follow_the_full_ones(failures, tries, optimizer):
+    assert report(failures, f"{optimizer} coupled", tries) == ""
 
 
-@pytest.mark.parametrize("optimizer", ["RMDA", "RAMDA", "ProxSGD", "ProxAdamW"])
-def test_sharded_weights_of_a_coupled_group_are_refused(failures, optimizer):
-    assert report(failures, f"{optimizer} ", " coupled") == ""
+@pytest.mark.promise(
+    "processes",
+    "a step with groups sends at most four numbers per group and call, however large the groups "
+    "are, and without groups nothing",
+    "optimizer and kind of penalty",
+)
+@every
+def test_a_step_talks_of_groups_not_of_entries(failures, tries, optimizer):
+    assert report(failures, f"{optimizer} talks", tries) == ""
 
 
-@pytest.mark.parametrize("optimizer", ["RMDA", "RAMDA", "ProxSGD", "ProxAdamW"])
-def test_fsdp_holds_a_frozen_structure_and_resumes_bit_by_bit(failures, optimizer):
-    assert report(failures, f"{optimizer} ", " FSDP refit") == ""
+@every
+def test_terms_of_sums_are_refused(failures, optimizer):
+    assert report(failures, f"{optimizer} refuses") == ""
 
 
-@pytest.mark.parametrize("optimizer", ["RMDA", "RAMDA", "ProxSGD", "ProxAdamW"])
-def test_fsdp_trains_like_one_process_and_resumes_bit_by_bit(failures, optimizer):
-    assert report(failures, f"{optimizer} ", " FSDP") == ""
+def test_what_is_not_a_number_is_seen_by_all(failures):
+    assert report(failures, "a NaN") == ""
+
+
+def test_kernels_step_no_part_as_if_it_were_all(failures):
+    assert report(failures, "a part") == ""

@@ -1,69 +1,29 @@
 """Groups that span several tensors, as the channels of a residual stream do.
 
-`Coupling` says which slice of which tensor belongs to which group. It stands in for `Slices` in
-the formulas of the group penalties, and `Joint` for the tensor: all tensors of the coupling as one
-vector, of which no copy is made.
+`Coupling` says which slice of which tensor belongs to which group; see `Partition` for how the
+formulas of the group penalties use it.
 """
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
-from typing import Any, cast
+from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .checks import is_count, require
 from .geometry import Slices
+from .joint import How, Joint, Member, Partition, lowest
+from .sharded_coupling import ShardedCoupling
+from .sharding import Cut, is_sharded, local
 
-
-@dataclass(frozen=True)
-class Member:
-    """One tensor of a coupling.
-
-    Args:
-        shape: of the tensor.
-        slices: how it is cut.
-        groups: the group that each slice belongs to, in the order of `slices`; -1 for a slice
-            without penalty. Consecutive numbers are kept as a range.
-
-    Raises:
-        ValueError: the slices do not fit the shape, or there is not one group for each.
-
-    Example:
-        >>> Member((8, 3), Slices(axis=1), (4, 5, 6))
-        Member(shape=(8, 3), slices=Slices(axis=1, block=1, conv_groups=1), groups=range(4, 7))
-    """
-
-    shape: tuple[int, ...]
-    slices: Slices
-    groups: Sequence[int]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
-        self.slices.check(self.shape)
-        groups = tuple(operator.index(group) for group in self.groups)
-        count = self.slices.count(self.shape)
-        if len(groups) != count:
-            raise ValueError(
-                f"groups must have one entry for each of the {count} slices of a tensor of shape "
-                f"{self.shape}, got {len(groups)}"
-            )
-        if min(groups, default=0) < -1:
-            raise ValueError(f"groups must be >= 0, or -1 for no penalty, got {min(groups)}")
-        # A range is short to print and to compare, and needs no table to look up.
-        first = groups[0] if groups else 0
-        run = range(first, first + count)
-        object.__setattr__(self, "groups", run if first >= 0 and tuple(run) == groups else groups)
-
-    @cached_property
-    def reduced_shape(self) -> tuple[int, ...]:
-        """The shape that sums over each slice of the view have, their inner axes at length one."""
-        view = self.slices.view(torch.empty(self.shape, device="meta"))
-        inner = self.slices.inner(view)
-        return tuple(1 if i in inner else length for i, length in enumerate(view.shape))
+_COMBINE: dict[How, Callable[[Tensor, int], Tensor]] = {
+    "sum": lambda values, dim: values.sum(dim=dim),
+    "max": lambda values, dim: values.amax(dim=dim),
+    "norm": lambda values, dim: torch.linalg.vector_norm(values, dim=dim),
+}
 
 
 @dataclass(frozen=True)
@@ -82,7 +42,7 @@ class _Tables:
 
 
 @dataclass(frozen=True)
-class Coupling:
+class Coupling(Partition):
     """Groups made of slices of several tensors: a group lives or dies in all of them together.
 
     Sums over groups are vectors with one entry per group, and behind those one for each slice
@@ -154,7 +114,15 @@ class Coupling:
                 )
 
     def joint(self, tensors: Iterable[Tensor]) -> "Joint":
-        """The tensors as one `Joint`; no copy."""
+        """The tensors as one `Joint`; no copy. Of sharded ones it has this process' parts."""
+        tensors = list(tensors)
+        if any(map(is_sharded, tensors)):
+            cuts = tuple(Cut.of(tensor) if is_sharded(tensor) else None for tensor in tensors)
+            if cuts not in self._known:
+                self._known[cuts] = ShardedCoupling(self, self.slots, cuts)
+            sharded = self._known[cuts]
+            pairs = zip(sharded.members, map(local, tensors), strict=True)
+            return Joint(sharded, [part.slices.view(tensor) for part, tensor in pairs])
         pairs = zip(self.members, tensors, strict=True)
         return Joint(self, [member.slices.view(tensor) for member, tensor in pairs])
 
@@ -187,7 +155,7 @@ class Coupling:
         return torch.tensor(sizes)
 
     @cached_property
-    def _slots(self) -> list[Sequence[int]]:
+    def slots(self) -> list[Sequence[int]]:
         """For each member, where in a vector of sums those of its slices stand."""
         free = self._count
         slots: list[Sequence[int]] = []
@@ -220,78 +188,38 @@ class Coupling:
             self._known[device] = _Tables(
                 torch.tensor(rows, device=device),
                 torch.tensor(free, device=device) if free else None,
-                [
-                    s if isinstance(s, range) else torch.tensor(s, device=device)
-                    for s in self._slots
-                ],
+                [s if isinstance(s, range) else torch.tensor(s, device=device) for s in self.slots],
             )
         return self._known[device]
 
-    def _reduce(
-        self, values: Iterable[Tensor], combine: Callable[[Tensor], Tensor], filler: float
-    ) -> Tensor:
+    def _grouped(self, columns: Sequence[Sequence[Tensor]], how: How) -> list[Tensor]:
+        return [self._combined(values, how) for values in columns]
+
+    def _combined(self, values: Sequence[Tensor], how: How) -> Tensor:
         """Values of slices combined to those of groups, in the same order on every device."""
         flat = [value.flatten() for value in values]
+        filler = lowest(flat[0].dtype) if how == "max" else 0
         every = torch.cat([*flat, flat[0].new_full((1,), filler)])
         tables = self._tables(every.device)
-        found = combine(every[tables.slices_of])
+        found = _COMBINE[how](every[tables.slices_of], 1)
         return found if tables.free is None else torch.cat([found, every[tables.free]])
 
-    def _parts(self, values: Sequence[Any], index: int) -> list[Any]:
-        """What of each value meets a member's view: vectors with an entry per group are spread."""
-        return [
-            value.parts[index]
-            if isinstance(value, Joint)
-            else self._spread(value, index)
-            if isinstance(value, Tensor) and value.dim() > 0
-            else value
-            for value in values
-        ]
+    def overall(self, values: Sequence[Tensor], how: How) -> Tensor:
+        """See `Partition.overall`."""
+        return _COMBINE[how](torch.stack([*values]), 0)
 
-    def _spread(self, values: Tensor, index: int) -> Tensor:
-        slots, shape = self._tables(values.device).slots[index], self.members[index].reduced_shape
-        if isinstance(slots, range):
-            return values[slots.start : slots.stop].view(shape)
-        return values[slots].view(shape)
+    def _slots_of(self, index: int, device: torch.device) -> Tensor | range:
+        return self._tables(device).slots[index]
 
-    def map(self, function: Callable[..., Tensor], *values: Any) -> Tensor:
-        """What `function` makes of views and numbers, made for one tensor at a time."""
-        rows = (self._parts(values, index) for index in range(len(self.members)))
-        return cast(Tensor, Joint(self, [function(*row) for row in rows]))
+    def restored(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """See `Partition.restored`; no copies."""
+        pairs = zip(parts, self.members, strict=True)
+        return [part.reshape(member.shape) for part, member in pairs]
 
-    def view(self, joint: Tensor) -> Tensor:
-        """The joint itself: it consists of views."""
-        return joint
-
-    def sum(self, joint: Tensor) -> Tensor:
-        """Sums over each group."""
-        sums = (m.slices.sum(part) for m, part in self._pairs(joint))
-        return self._reduce(sums, lambda rows: rows.sum(dim=1), 0)
-
-    def sums(self, terms: Callable[..., Sequence[Tensor]], *values: Any) -> list[Tensor]:
-        """Sums of what `terms` makes of views and numbers, made for one tensor at a time."""
-        rows = []
-        for index, member in enumerate(self.members):
-            rows.append([member.slices.sum(x) for x in terms(*self._parts(values, index))])
-        return [
-            self._reduce(column, lambda rows: rows.sum(dim=1), 0)
-            for column in zip(*rows, strict=True)
-        ]
-
-    def amax(self, joint: Tensor) -> Tensor:
-        """Maxima over each group."""
-        dtype = joint.dtype
-        lowest = -math.inf if dtype.is_floating_point else torch.iinfo(dtype).min
-        maxima = (m.slices.amax(part) for m, part in self._pairs(joint))
-        return self._reduce(maxima, lambda rows: rows.amax(dim=1), lowest)
-
-    def norm(self, joint: Tensor) -> Tensor:
-        """2-norms of each group."""
-        norms = (m.slices.norm(part) for m, part in self._pairs(joint))
-        return self._reduce(norms, lambda rows: torch.linalg.vector_norm(rows, dim=1), 0)
-
-    def _pairs(self, joint: Any) -> Iterable[tuple[Member, Tensor]]:
-        return zip(self.members, joint.parts, strict=True)
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """See `Partition.shapes`."""
+        return tuple(member.shape for member in self.members)
 
     def count(self, shape: object = None) -> int:
         """How many groups there are, whatever the shape."""
@@ -327,90 +255,7 @@ class Coupling:
         return self._known[key]
 
 
-class Joint:
-    """The tensors of a coupling, with the methods of one tensor that the formulas need.
-
-    Operations on entries run tensor by tensor. A vector with an entry per group is broadcast to
-    the groups' slices. `sum`, `max` and the 2-norm are over all entries.
-    """
-
-    def __init__(self, coupling: Coupling, parts: Sequence[Tensor]) -> None:
-        self.coupling = coupling
-        self.parts = list(parts)
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Torch's functions, and the methods and operators of tensors, given a joint."""
-        del types
-        joint = next(arg for arg in args if isinstance(arg, Joint))
-        if func is torch.linalg.vector_norm:
-            return func(torch.stack([func(part) for part in joint.parts]))
-        return joint.coupling.map(partial(func, **(kwargs or {})), *args)
-
-    def tensors(self) -> list[Tensor]:
-        """The tensors in their own shapes; no copy."""
-        pairs = zip(self.parts, self.coupling.members, strict=True)
-        return [part.reshape(member.shape) for part, member in pairs]
-
-    def vector(self) -> Tensor:
-        """All entries, tensor after tensor, as one new vector."""
-        return torch.cat([tensor.flatten() for tensor in self.tensors()])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The tensors' dtype."""
-        return self.parts[0].dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The tensors' device."""
-        return self.parts[0].device
-
-    @property
-    def shape(self) -> tuple[tuple[int, ...], ...]:
-        """The tensors' shapes."""
-        return tuple(member.shape for member in self.coupling.members)
-
-    def reshape(self, shape: object) -> "Joint":
-        """Itself: it has but one shape."""
-        assert shape == self.shape
-        return self
-
-    def dim(self) -> int:
-        """That of a vector."""
-        return 1
-
-    def numel(self) -> int:
-        """Entries of all tensors."""
-        return self.coupling.numel()
-
-    def sum(self) -> Tensor:
-        """As `Tensor.sum`."""
-        return torch.stack([part.sum() for part in self.parts]).sum()
-
-    def max(self) -> Tensor:
-        """As `Tensor.max`."""
-        return torch.stack([part.max() for part in self.parts if part.numel()]).max()
-
-    def new_tensor(self, value: float) -> Tensor:
-        """As `Tensor.new_tensor`."""
-        return self.parts[0].new_tensor(value)
-
-
-_OPERATORS = "add radd sub rsub mul rmul truediv rtruediv neg eq ne lt le gt ge and or invert"
-_METHODS = "abs clamp clamp_min clone expand_as sign square to"
-
-
-def _method(name: str) -> Callable[..., Tensor]:
-    func = getattr(Tensor, name)
-
-    def method(self: Joint, *args: Any, **kwargs: Any) -> Tensor:
-        return self.coupling.map(partial(func, **kwargs), self, *args)
-
-    return method
-
-
-for _name in (*(f"__{name}__" for name in _OPERATORS.split()), *_METHODS.split()):
-    setattr(Joint, _name, _method(_name))
+@lru_cache(maxsize=1024)
+def coupling_of(shape: tuple[int, ...], slices: Slices) -> Coupling:
+    """The groups of one tensor as a coupling: for tensors that are sharded."""
+    return Coupling((Member(shape, slices, range(slices.count(shape))),))

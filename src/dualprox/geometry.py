@@ -96,7 +96,9 @@ class Slices:
     def amax(self, view: Tensor) -> Tensor:
         """Maxima over each group of `view`, with the inner axes kept at length one."""
         inner = self.inner(view)
-        return view.amax(dim=inner, keepdim=True) if inner and view.numel() else self.sum(view)
+        if inner and view.numel():
+            return view.amax(dim=inner, keepdim=True)
+        return self.sum(view).to(view.dtype)
 
     def norm(self, view: Tensor) -> Tensor:
         """2-norms of each group of `view`, with the inner axes kept at length one."""

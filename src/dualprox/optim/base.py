@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from ..checks import is_real, require
 from ..kernels.native import NativeGroup
 from ..penalties import L1, Coupled, ElasticNet, Penalty
-from ..sharding import whole
+from ..sharding import placed_like, require_held, whole
 from ..subproblem import Exact, Solver, Subproblem
 from .bundle import as_tensor, bundles, part_of, tensors_of
 from .frozen import (
@@ -123,6 +123,10 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
             raise TypeError(f"solver must be a dualprox Solver or None, got {solver!r}")
         if penalty is not None and solver is not None:
             solver.check(penalty)
+        for name, param in zip(
+            self._names(len(self.param_groups) - 1), group["params"], strict=True
+        ):
+            require_held(param, name)
         names = group.get("param_names") or [""] * len(group["params"])
         for name, param in zip(names, group["params"], strict=True):
             if not param.is_floating_point():
@@ -227,7 +231,7 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         elif type(self).__dict__.get("takes_bundles", False):
             together = bundles(params, states, self.counters)
         for members in together:
-            grad = as_tensor([params[i].grad for i in members])  # pyright: ignore
+            grad = as_tensor([placed_like(params[i].grad, params[i]) for i in members])  # pyright: ignore
             self.update(
                 as_tensor([params[i] for i in members]),
                 -grad if group["maximize"] else grad,

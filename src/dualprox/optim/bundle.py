@@ -12,6 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ..sharding import Cut, is_sharded, local
+
 # Public, whatever its functions' names say: torch.optim's own foreach=True is written in them.
 _torch: Any = torch
 
@@ -27,11 +29,30 @@ class Bundle:
     """Tensors of one dtype and device, with the methods of a tensor that a step needs.
 
     Numbers in a method's arguments are shared by all tensors; bundles are matched tensor by
-    tensor. `item`, and the truth value, are those of every tensor: only for equal counters.
+    tensor. `item`, and the truth value, are those of every tensor: only for equal counters. What
+    is done to a sharded tensor is done to the part that this process has.
+
+    Args:
+        tensors: any, sharded or not; no copies.
+        cuts: how tensors are sharded of which the parts are given instead.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = list(tensors)
+    def __init__(self, tensors: Sequence[Tensor], cuts: Sequence[Cut | None] | None = None) -> None:
+        self.parts = [local(tensor) for tensor in tensors]
+        self._whole = list(tensors) if cuts is None else None
+        self._cuts = cuts or [Cut.of(t) if is_sharded(t) else None for t in tensors]
+
+    def _of(self, parts: Sequence[Tensor]) -> "Bundle":
+        """A bundle of tensors that are cut like these."""
+        return Bundle(parts, self._cuts)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors; no copies."""
+        if self._whole is None:
+            pairs = zip(self.parts, self._cuts, strict=True)
+            self._whole = [part if cut is None else cut.joined(part) for part, cut in pairs]
+        return self._whole
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.tensors)
@@ -39,70 +60,70 @@ class Bundle:
     @property
     def dtype(self) -> torch.dtype:
         """The tensors' dtype."""
-        return self.tensors[0].dtype
+        return self.parts[0].dtype
 
     def item(self) -> float:
         """The value of the first; the others have the same."""
-        return self.tensors[0].item()
+        return self.parts[0].item()
 
     def __bool__(self) -> bool:
-        return bool(self.tensors[0])
+        return bool(self.parts[0])
 
     def fill_(self, value: float) -> "Bundle":
         """As `Tensor.fill_`."""
-        for tensor in self.tensors:
-            tensor.fill_(value)
+        for part in self.parts:
+            part.fill_(value)
         return self
 
     def zero_(self) -> "Bundle":
         """As `Tensor.zero_`."""
-        _torch._foreach_zero_(self.tensors)
+        _torch._foreach_zero_(self.parts)
         return self
 
     def to(self, dtype: torch.dtype) -> "Bundle":
         """As `Tensor.to`: itself, if it is of this dtype."""
         if dtype == self.dtype:
             return self
-        return Bundle([torch.empty_like(t, dtype=dtype) for t in self.tensors]).copy_(self)
+        return self._of([torch.empty_like(part, dtype=dtype) for part in self.parts]).copy_(self)
 
     def copy_(self, other: "Bundle") -> "Bundle":
         """As `Tensor.copy_`."""
-        _torch._foreach_copy_(self.tensors, other.tensors)
+        _torch._foreach_copy_(self.parts, other.parts)
         return self
 
     def add_(self, other: "Bundle | float", alpha: float = 1) -> "Bundle":
         """As `Tensor.add_`."""
         if isinstance(other, Bundle):
-            _torch._foreach_add_(self.tensors, other.to(self.dtype).tensors, alpha=alpha)
+            _torch._foreach_add_(self.parts, other.to(self.dtype).parts, alpha=alpha)
         else:
-            _torch._foreach_add_(self.tensors, other * alpha)
+            _torch._foreach_add_(self.parts, other * alpha)
         return self
 
     __iadd__ = add_
 
     def addcmul_(self, first: "Bundle", second: "Bundle", value: float) -> "Bundle":
         """As `Tensor.addcmul_`."""
-        _torch._foreach_addcmul_(self.tensors, first.tensors, second.tensors, value=value)
+        _torch._foreach_addcmul_(self.parts, first.parts, second.parts, value=value)
         return self
 
     def lerp_(self, end: "Bundle", weight: float) -> "Bundle":
         """As `Tensor.lerp_`."""
-        _torch._foreach_lerp_(self.tensors, end.tensors, weight)
+        _torch._foreach_lerp_(self.parts, end.parts, weight)
         return self
 
     def mul_(self, other: float) -> "Bundle":
         """As `Tensor.mul_`."""
-        _torch._foreach_mul_(self.tensors, other)
+        _torch._foreach_mul_(self.parts, other)
         return self
 
     def div_(self, other: float) -> "Bundle":
         """As `Tensor.div_`."""
-        _torch._foreach_div_(self.tensors, other)
+        _torch._foreach_div_(self.parts, other)
         return self
 
     def clamp_min_(self, other: "Bundle") -> "Bundle":
         """As `Tensor.clamp_min_`."""
-        _torch._foreach_clamp_min_(self.tensors, other.tensors)
+        _torch._foreach_clamp_min_(self.parts, other.parts)
         return self
 
     def clamp_max_(self, high: float) -> "Bundle":
@@ -121,40 +142,40 @@ class Bundle:
 
     def clamp(self, low: float, high: float) -> "Bundle":
         """As `Tensor.clamp`."""
-        clamped = _torch._foreach_clamp_min(self.tensors, low)
+        clamped = _torch._foreach_clamp_min(self.parts, low)
         _torch._foreach_clamp_max_(clamped, high)
-        return Bundle(clamped)
+        return self._of(clamped)
 
     def sqrt(self) -> "Bundle":
         """As `Tensor.sqrt`."""
-        return Bundle(_torch._foreach_sqrt(self.tensors))
+        return self._of(_torch._foreach_sqrt(self.parts))
 
     def pow(self, exponent: float) -> "Bundle":
         """As `Tensor.pow`."""
-        return Bundle(_torch._foreach_pow(self.tensors, exponent))
+        return self._of(_torch._foreach_pow(self.parts, exponent))
 
     def __neg__(self) -> "Bundle":
-        return Bundle(_torch._foreach_neg(self.tensors))
+        return self._of(_torch._foreach_neg(self.parts))
 
     def __sub__(self, other: "Bundle") -> "Bundle":
-        return Bundle(_torch._foreach_sub(self.tensors, other.tensors))
+        return self._of(_torch._foreach_sub(self.parts, other.parts))
 
     def __mul__(self, other: "Bundle | float") -> "Bundle":
-        return Bundle(_torch._foreach_mul(self.tensors, _operand(other)))
+        return self._of(_torch._foreach_mul(self.parts, _operand(other)))
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: "Bundle | float") -> "Bundle":
-        return Bundle(_torch._foreach_div(self.tensors, _operand(other)))
+        return self._of(_torch._foreach_div(self.parts, _operand(other)))
 
     def __add__(self, other: "Bundle | float") -> "Bundle":
-        return Bundle(_torch._foreach_add(self.tensors, _operand(other)))
+        return self._of(_torch._foreach_add(self.parts, _operand(other)))
 
     __radd__ = __add__
 
 
 def _operand(other: "Bundle | float") -> Any:
-    return other.tensors if isinstance(other, Bundle) else other
+    return other.parts if isinstance(other, Bundle) else other
 
 
 def as_tensor(tensors: Sequence[Tensor]) -> Tensor:

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..joint import Joint
 from ..penalties import Penalty, RankAtMost
 from ..penalties.low_rank import SpectralPenalty, numerical_rank
-from ..sharding import sharded_like, whole
+from ..sharding import local, sharded_like, whole
 from .unit import Unit
 
 # What a frozen group's state holds besides the method's: the one or the other.
@@ -48,17 +49,16 @@ def live_entries(unit: Unit, points: Sequence[Tensor]) -> list[Tensor]:
         TypeError: the penalty's manifold is no coordinate subspace.
     """
     penalty = unit.group["penalty"]
-    found: Any = penalty.live_entries(unit.point([whole(point.detach()) for point in points]))
+    point = unit.point([point.detach() for point in points])
+    found: Any = penalty.live_entries(point if isinstance(point, Joint) else whole(point))
     if found is None:
         raise TypeError(
             f"penalty of {unit.name} must tell its live entries, of which a frozen structure "
             f"consists; live_entries of {penalty} returns None"
         )
-    parts = found.tensors() if len(unit.params) > 1 or hasattr(found, "tensors") else [found]
+    parts = found.tensors() if isinstance(found, Joint) else [sharded_like(found, unit.params[0])]
     return [
-        torch.empty_like(param, dtype=torch.bool, requires_grad=False).copy_(
-            sharded_like(live, param)
-        )
+        torch.empty_like(param, dtype=torch.bool, requires_grad=False).copy_(live)
         for param, live in zip(unit.params, parts, strict=True)
     ]
 
@@ -103,7 +103,7 @@ def acting_groups(
 def hold(tensors: Sequence[Tensor], live: Sequence[Tensor]) -> None:
     """Set the entries that are not live to zero, in place, without synchronising; NaN stays."""
     if tensors:
-        _torch._foreach_mul_(list(tensors), list(live))
+        _torch._foreach_mul_([local(tensor) for tensor in tensors], [local(mask) for mask in live])
 
 
 def masked(tensors: Sequence[Tensor], live: Sequence[Tensor]) -> Sequence[Tensor]:

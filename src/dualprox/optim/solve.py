@@ -1,13 +1,14 @@
 """The subproblem of a step, given to the solver that the penalty and the settings call for."""
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..coupling import Joint
-from ..penalties import Coupled, DiagonalPenalty
+from ..joint import Joint
+from ..penalties import Coupled, DiagonalPenalty, GroupPenalty
+from ..penalties.coupled import taken_by
 from ..subproblem import Exact, ProximalGradient, Solution, Solver, Subproblem
 from .bundle import as_tensor, tensors_of
 
@@ -18,17 +19,18 @@ def solve(
     """Solve a subproblem: in closed form without penalty, else by `solver` or the best there is.
 
     None stands for `Exact` where the penalty offers it under the metric, `ProximalGradient` else.
-    Where the penalty couples tensors, the problem's are bundles of them, and so is the point.
+    Where the penalty couples tensors, the problem's are bundles of them, and so is the point. Where
+    it has groups, sharded tensors are solved in their parts, and the point is sharded alike.
     """
     problem = _within_range(problem)
-    if isinstance(problem.penalty, Coupled):
-        joint = problem.penalty.coupling.joint
+    if isinstance(problem.penalty, Coupled | GroupPenalty):
+        penalty = problem.penalty
         parts: dict[str, Any] = {
-            name: joint(tensors_of(getattr(problem, name)))
+            name: taken_by(penalty, tensors_of(getattr(problem, name)))
             for name in ("linear", "center", "metric")
             if not isinstance(getattr(problem, name), int | float)
         }
-        problem, start = replace(problem, **parts), cast(Tensor, joint(tensors_of(start)))
+        problem, start = replace(problem, **parts), taken_by(penalty, tensors_of(start))
     if problem.penalty is None:
         solution = Solution(problem.unpenalized(), 0)
     else:

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..penalties import Coupled
-from ..sharding import is_sharded
+from ..penalties.coupled import taken_by
 from .bundle import as_tensor
 
 
@@ -28,10 +28,7 @@ class Unit:
 
     def point(self, tensors: Sequence[Tensor]) -> Tensor:
         """Tensors like the parameters as the penalty takes them: the one, or a joint."""
-        penalty = self.group["penalty"]
-        if isinstance(penalty, Coupled):
-            return cast(Tensor, penalty.coupling.joint(tensors))
-        return tensors[0]
+        return taken_by(self.group["penalty"], tensors)
 
 
 def units_of(group: dict[str, Any], names: Sequence[str]) -> Iterator[Unit]:
@@ -56,10 +53,6 @@ def check_coupled(group: dict[str, Any], names: Sequence[str], takes_bundles: bo
         )
     penalty.coupling.check([param.shape for param in params], names)
     for name, param in zip(names, params, strict=True):
-        if is_sharded(param):
-            raise NotImplementedError(
-                f"parameter {name} is sharded: groups over several sharded tensors are not there"
-            )
         kind, first = (param.dtype, param.device), (params[0].dtype, params[0].device)
         if kind != first:
             raise ValueError(

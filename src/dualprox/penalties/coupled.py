@@ -1,12 +1,15 @@
 """Group penalties whose groups span several tensors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..coupling import Coupling, Joint
+from ..coupling import Coupling, coupling_of
+from ..joint import Joint
+from ..sharding import is_sharded
 from .base import DiagonalPenalty, Penalty, Support
 from .sparse import GroupPenalty
 
@@ -142,6 +145,18 @@ class Coupled(DiagonalPenalty):
         """Refuse: the groups are the coupling's."""
         del axis, block, conv_groups
         raise ValueError("Coupled has the groups of its coupling: give it a param group of its own")
+
+
+def taken_by(penalty: Penalty | None, tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors as the formulas of a penalty take them: the one, or a joint where there are more.
+
+    Where there are groups, a joint of one sharded tensor too: see `ShardedCoupling`.
+    """
+    if isinstance(penalty, Coupled):
+        return cast(Tensor, penalty.coupling.joint(tensors))
+    if isinstance(penalty, GroupPenalty) and is_sharded(tensors[0]):
+        return cast(Tensor, coupling_of(tuple(tensors[0].shape), penalty.slices).joint(tensors))
+    return tensors[0]
 
 
 def _like(w: Tensor, result: Tensor) -> Tensor:

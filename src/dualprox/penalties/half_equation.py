@@ -16,8 +16,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..coupling import Coupling
 from ..geometry import Slices
+from ..joint import Partition
 from ..sharding import whole
 from . import norm_equation
 
@@ -66,7 +66,7 @@ def _between(
 
 
 def solve_half_equation(
-    a: Tensor, d: Tensor, threshold: float | Tensor, slices: Slices | Coupling
+    a: Tensor, d: Tensor, threshold: float | Tensor, slices: Slices | Partition
 ) -> tuple[Tensor, int]:
     """The mu >= 0 at which W is least, group by group; infinite where the minimizer z is zero.
 

@@ -13,8 +13,8 @@ passing it; from the right, one step lands on the left. No safeguard is needed b
 import torch
 from torch import Tensor
 
-from ..coupling import Coupling
 from ..geometry import Slices
+from ..joint import Partition
 from ..sharding import whole
 
 # Newton needs 5-6 steps from the lower bound (more only for slopes spread over many orders of
@@ -39,7 +39,7 @@ def solve_norm_equation(
     a: Tensor,
     slope: Tensor,
     threshold: float | Tensor,
-    slices: Slices | Coupling,
+    slices: Slices | Partition,
     start: Tensor | None = None,
     cap: float | Tensor = float("inf"),
 ) -> tuple[Tensor, int]:

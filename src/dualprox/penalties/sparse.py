@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..checks import is_real, require
-from ..coupling import Coupling, Joint
 from ..geometry import Slices
+from ..joint import Joint, Partition
 from .base import (
     DiagonalPenalty,
     Penalty,
@@ -148,10 +148,11 @@ class GroupPenalty(DiagonalPenalty):
         """The partition into groups."""
         return _slices(self.axis, self.block, self.conv_groups)
 
-    def partition(self, w: Tensor) -> Slices | Coupling:
+    def partition(self, w: Tensor) -> Slices | Partition:
         """The groups of w: slices of a tensor, or what the coupling of a `Joint` says.
 
-        Formulas that ask this, not `slices`, hold for groups over several tensors as well.
+        Formulas that ask this, not `slices`, hold for groups over several tensors and over
+        several processes as well.
         """
         return w.coupling if isinstance(w, Joint) else self.slices
 

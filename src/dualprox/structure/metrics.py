@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..coupling import Joint
+from ..joint import Joint
 from ..optim import ProximalOptimizer
 from ..penalties import Penalty, Rank, Structure, Support
 from ..sharding import whole
@@ -120,20 +120,36 @@ def penalized_points(
 ) -> Iterable[tuple[str, Penalty, Tensor, Structure]]:
     """Name, penalty, point and its structure, for every penalized parameter that is trained.
 
-    A coupled group comes once, with all entries as one vector. Points of sharded parameters are
-    gathered, one at a time.
+    A coupled group comes once, with all entries as one `Joint`; so does a sharded parameter that
+    has groups. Of what is left, sharded parameters are gathered, one at a time.
     """
     for unit in opt.units():
         penalty = unit.group["penalty"]
         if penalty is None or not any(param.requires_grad for param in unit.params):
             continue
         points = unit.params if at == "iterate" else opt.structured_points(unit)
-        point = whole(unit.point([point.detach() for point in points]))
-        if isinstance(point, Joint):
-            point = point.vector()
+        point = unit.point([point.detach() for point in points])
+        if not isinstance(point, Joint):
+            point = whole(point)
         # Singular values are not to be had in half precision.
         wide = point.to(torch.promote_types(point.dtype, torch.float32))
         yield unit.name, penalty, point, penalty.structure(wide)
+
+
+def _penalized_and_zero(penalty: Penalty, point: Tensor) -> tuple[int, int]:
+    """How many entries a penalty is about, and how many of them are zero."""
+    if isinstance(point, Joint):
+        is_penalized = point.coupling.is_grouped(point.device).expand_as(point)
+        return int(is_penalized.sum()), int(((point == 0) & is_penalized).sum())
+    entries = penalty.penalized_entries(point)
+    return entries.numel(), int((entries == 0).sum())
+
+
+def _shape(unit: Tensor) -> tuple[int, ...]:
+    """That of a tensor, or of the vector of all entries of several."""
+    if isinstance(unit, Joint):
+        return unit.shape[0] if len(unit.shape) == 1 else (unit.numel(),)
+    return tuple(unit.shape)
 
 
 def structure(
@@ -162,14 +178,14 @@ def structure(
     layers = []
     with torch.no_grad():
         for name, penalty, point, found in penalized_points(opt, at):
-            entries = penalty.penalized_entries(point)
+            entries, zeros = _penalized_and_zero(penalty, point)
             layers.append(
                 LayerStructure(
                     name=name,
-                    shape=tuple(point.shape),
+                    shape=_shape(point),
                     penalty=str(penalty),
-                    parameters=entries.numel(),
-                    zeros=int((entries == 0).sum()),
+                    parameters=entries,
+                    zeros=zeros,
                     size=found.count(),
                     total=found.total(),
                     in_dead_groups=found.dead_entries() if isinstance(found, Support) else None,

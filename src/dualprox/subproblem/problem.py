@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..coupling import Joint
+from ..joint import Joint
 from ..penalties import Penalty
 from ..sharding import whole
 
