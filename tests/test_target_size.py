@@ -13,7 +13,7 @@ GOOD: list[dict[str, Any]] = [
 ]  # fmt: skip
 BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "one of params, macs, latency_ms, weighted_group_sparsity must be given, got none"),
-    ({"params": 0.5, "macs": 0.5}, r"exactly one of .* must be given, got params, macs"),
+    ({"params": 0.5, "macs": 0.5}, r"exactly one of .* must be given, got params=0.5, macs=0.5"),
     *(({name: value}, rf"{name} must be a share in \(0, 1\] or an int >= 1, got ")
       for name in ("params", "macs")
       for value in (0, 0.0, -0.5, 1.5, -3, float("nan"), float("inf"), True, "0.5")),

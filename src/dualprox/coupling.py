@@ -16,6 +16,7 @@ from torch import Tensor
 from .checks import is_count, require
 from .geometry import Slices
 from .joint import How, Joint, Member, Partition, lowest
+from .kinds import as_tuple, check_kinds
 from .sharded_coupling import ShardedCoupling
 from .sharding import Cut, is_sharded, local
 
@@ -71,9 +72,9 @@ class Coupling(Partition):
     weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "members", tuple(self.members))
-        if not all(isinstance(member, Member) for member in self.members):
-            raise TypeError(f"members must be Member objects, got {self.members}")
+        for name in ("members", "counted", "weights"):
+            object.__setattr__(self, name, as_tuple(getattr(self, name)))
+        check_kinds(type(self), vars(self))
         used = {group for member in self.members for group in member.groups if group >= 0}
         if not used:
             raise ValueError("members must have a slice in a group, got none")
@@ -84,7 +85,6 @@ class Coupling(Partition):
                 f"and none for {min(unused)}"
             )
         if self.counted is not None:
-            object.__setattr__(self, "counted", tuple(self.counted))
             ok = len(self.counted) == len(used) and all(is_count(size) for size in self.counted)
             require(ok, "counted", f"an int >= 1 for each of the {len(used)} groups", self.counted)
         if self.weights is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import is_count, require
+from .checks import is_count, make_plain, require
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Slices:
     conv_groups: int = 1
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require(
             isinstance(self.axis, int) and not isinstance(self.axis, bool),
             "axis",
@@ -48,7 +49,9 @@ class Slices:
         """Raise ValueError if a tensor of this shape cannot be cut so."""
         rank = len(shape)
         if not -rank <= self.axis < rank:
-            raise ValueError(f"axis must be an axis of the tensor, got {self.axis} for {shape}")
+            raise ValueError(
+                f"axis must be an axis of the tensor, got {self.axis} for shape {tuple(shape)}"
+            )
         if self.conv_groups > 1 and (rank < 2 or shape[0] % self.conv_groups):
             raise ValueError(
                 f"conv_groups must divide axis 0 of a tensor of >= 2 axes, "

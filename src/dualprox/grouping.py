@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from .checks import shown
 from .coupling import Coupling, Member
 from .geometry import Slices
+from .kinds import check_kinds
 from .penalties import Coupled, GroupPenalty, Penalty
 
 if TYPE_CHECKING:  # what follows a network's graph is imported by those who ask for it
@@ -156,10 +158,13 @@ def param_groups(
         1.weight   8        free  BatchNorm2d
         1.bias     8        free  bias
     """
+    check_kinds(param_groups, locals())
     if coupled and (by != "input" or axes or heads):
         raise ValueError("by, axes and heads must keep their defaults for coupled groups")
     if coupled != (example_input is not None):
-        raise ValueError("example_input must be given for coupled=True, and only there")
+        raise ValueError(
+            f"example_input must be given for coupled=True, and only there, got coupled={coupled}"
+        )
     if select_inputs and not coupled:
         raise ValueError("select_inputs must be False unless coupled=True, got True")
     chooser = _Chooser(model, penalty, by, include, exclude, axes, heads)
@@ -297,10 +302,8 @@ class _Chooser:
                     "param_groups chooses axis, block and conv_groups for each layer (by=, heads=,"
                     f" axes=): the penalty must keep their defaults, got {each}"
                 )
-        if isinstance(include, str | type) or isinstance(exclude, str | type):
-            raise TypeError("include and exclude must be lists of patterns and module types")
-        self.include = None if include is None else tuple(include)
-        self.exclude = tuple(exclude)
+        self.include = None if include is None else _selectors("include", include)
+        self.exclude = _selectors("exclude", exclude)
         self.head_sizes = {
             id(module.out_proj): module.head_dim
             for module in model.modules()
@@ -363,11 +366,25 @@ class _Chooser:
 
     def require_all_used(self) -> None:
         """Raise ValueError for a selector that matched nothing."""
-        wanted = [*(self.include or ()), *self.exclude, *self.axes]
+        by_name = {"include": self.include or (), "exclude": self.exclude, "axes": self.axes}
         if set(self.penalties) != {"*"}:
-            wanted += self.penalties
-        for selector in wanted:
-            if selector not in self.used:
-                raise ValueError(
-                    f"{selector!r} matches no parameter, module name or module type of the model"
-                )
+            by_name["penalty"] = self.penalties
+        for name, selectors in by_name.items():
+            for selector in selectors:
+                if selector not in self.used:
+                    raise ValueError(
+                        f"{name}: {selector!r} matches no parameter, module name or module type "
+                        "of the model"
+                    )
+
+
+def _selectors(name: str, given: Iterable[Selector]) -> tuple[Selector, ...]:
+    rule = "a list of patterns and module types"
+    if isinstance(given, str | type):
+        raise TypeError(f"{name} must be {rule}, got {shown(given)}")
+    found = tuple(given)
+    for selector in found:
+        is_module = isinstance(selector, type) and issubclass(selector, nn.Module)
+        if not (is_module or isinstance(selector, str)):
+            raise TypeError(f"{name} must be {rule}, got {shown(selector)}")
+    return found

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .geometry import Slices
+from .kinds import as_tuple, check_kinds
 from .sharding import whole
 
 How = Literal["sum", "max", "norm"]
@@ -45,7 +46,8 @@ class Member:
     groups: Sequence[int]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "shape", as_tuple(self.shape))
+        check_kinds(type(self), vars(self))
         self.slices.check(self.shape)
         groups = tuple(operator.index(group) for group in self.groups)
         count = self.slices.count(self.shape)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..checks import is_count, require
+from ..kinds import check_kinds
 from ..optim import DualAveraging
 from ..penalties import GroupPenalty, Rank, Support
 from ..shrinking.factorize import factorizable, factorize
@@ -124,6 +125,7 @@ class SizeControl:
         balance: bool = True,
         select_inputs: bool = False,
     ) -> None:
+        check_kinds(SizeControl.__init__, locals())
         if not isinstance(opt, DualAveraging):
             raise TypeError(
                 "SizeControl needs RMDA or RAMDA, whose structured point can be found again at "

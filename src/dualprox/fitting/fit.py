@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from ..checks import is_count, is_real, require
 from ..grouping import ParamGroups, param_groups
+from ..kinds import check_kinds
 from ..penalties import GroupL0, GroupPenalty, Penalty
 from ..penalties.low_rank import SpectralPenalty
 from ..shrinking.inputs import ExampleInput
@@ -103,6 +104,7 @@ def fit(
         >>> result.is_reached, result.reached <= 0.25
         (True, True)
     """
+    check_kinds(fit, locals())
     require(is_count(epochs) and epochs >= 2, "epochs", "an int >= 2", epochs)
     known = (None, "ramda", "rmda")
     require(optimizer in known, "optimizer", "'ramda', 'rmda' or None", optimizer)

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ..checks import require, shown
 from ..grouping import ParamGroups, param_groups
+from ..kinds import check_kinds
 from ..penalties import Coupled, Penalty
-from .batches import Batch, loss_of
+from .batches import Batch, loss_of, split_of
 
 Loss = Callable[[Any, Any], Tensor]
 _MOST_DOUBLINGS = 200
@@ -62,6 +64,7 @@ def strength_max(
         >>> dp.strength_max(model, data, dp.L1(1.0), loss=torch.nn.functional.mse_loss)
         12.0
     """
+    check_kinds(strength_max, locals())
     groups = penalty if isinstance(penalty, ParamGroups) else param_groups(model, penalty)
     penalized = [
         (group["penalty"], [param for _, param in group["params"]])
@@ -84,6 +87,23 @@ def strength_max(
     return most
 
 
+def _loss_of(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Tensor, int]:
+    split_of(batch)
+    try:
+        value, size = loss_of(model, batch, loss)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # foreign code raises whatever it likes
+        raise ValueError(
+            "model and loss must take what the loader gives, got "
+            f"{type(error).__name__} from {type(model).__name__} and {shown(loss)}: "
+            f"{str(error).partition(chr(10))[0]}"
+        ) from error
+    ok = isinstance(value, Tensor) and value.dim() == 0 and value.requires_grad
+    require(ok, "loss", "a tensor without axes that depends on the model", value)
+    return value, size
+
+
 def mean_gradients(
     model: nn.Module, loader: Iterable[Batch], loss: Loss
 ) -> dict[nn.Parameter, Tensor]:
@@ -93,7 +113,7 @@ def mean_gradients(
     count = 0
     with _undisturbed(model):
         for batch in loader:
-            value, size = loss_of(model, batch, loss)
+            value, size = _loss_of(model, batch, loss)
             found = torch.autograd.grad(value, params, allow_unused=True)
             for param, gradient in zip(params, found, strict=True):
                 if gradient is not None:

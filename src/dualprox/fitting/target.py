@@ -4,7 +4,8 @@ import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from ..checks import is_count, is_real, require
+from ..checks import is_count, is_real, make_plain, require, shown
+from ..kinds import check_kinds
 
 MEASURES = ("params", "macs", "latency_ms", "weighted_group_sparsity")
 
@@ -44,7 +45,10 @@ class TargetSize:
     tolerance: float = field(default=0.03, kw_only=True)
 
     def __post_init__(self) -> None:
-        given = [name for name in MEASURES if getattr(self, name) is not None]
+        check_kinds(type(self), vars(self))
+        make_plain(self)
+        sizes = {name: getattr(self, name) for name in MEASURES}
+        given = [f"{name}={shown(size)}" for name, size in sizes.items() if size is not None]
         if len(given) != 1:
             raise ValueError(
                 f"exactly one of {', '.join(MEASURES)} must be given, got {', '.join(given)}"

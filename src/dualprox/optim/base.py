@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from ..checks import is_real, require
+from ..checks import is_real, plain, require, shown
 from ..kernels.native import NativeGroup
+from ..kinds import fits
 from ..penalties import L1, Coupled, ElasticNet, Penalty
 from ..sharding import placed_like, require_held, whole
 from ..subproblem import Exact, Solver, Subproblem
@@ -42,6 +43,19 @@ from .unit import (
 
 # Penalties whose solution is a formula for each entry, in the operations that a bundle has.
 _ENTRYWISE = (L1, ElasticNet)
+
+
+def _listed(params: Any) -> list[Any]:
+    """What torch takes for parameters, as a list."""
+    rule = "an iterable of Tensors, of pairs (name, Tensor) or of dicts"
+    if not fits(params, Iterable) or isinstance(params, Tensor | str | bytes):
+        raise TypeError(f"params must be {rule}, got {shown(params)}")
+    listed = list(params)
+    for each in listed:
+        if not isinstance(each, Tensor | tuple | dict):
+            raise TypeError(f"params must be {rule}, got {shown(each)}")
+    require(bool(listed), "params", "one Tensor or dict at least", listed)
+    return listed
 
 
 class ProximalOptimizer(StatefulOptimizer, ABC):
@@ -74,13 +88,14 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
             "frozen": False,
             "concavity": None,  # of the penalty from the next step on; None leaves it
         }
-        super().__init__(params, {**defaults, **shared})
+        super().__init__(_listed(params), {**defaults, **shared})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch does; refuse bad settings before anything has changed."""
         # A copy: torch writes defaults into the dict, and the caller may use it again.
         super().add_param_group(dict(param_group))
         group = self.param_groups[-1]
+        group.update({name: plain(value) for name, value in group.items()})
         try:
             self._check_group(group)
         except (TypeError, ValueError, NotImplementedError):
@@ -90,8 +105,7 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
             if param.requires_grad:
                 self.ready_state(param)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        """Raise for settings out of range and parameters that the penalty does not fit."""
+    def _check_settings(self, group: dict[str, Any]) -> None:
         lr = group["lr"]
         if isinstance(lr, Tensor):
             require(lr.numel() == 1, "lr", "a tensor of one element", tuple(lr.shape))
@@ -101,10 +115,20 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
             momentum = group["momentum"]
             require(is_real(momentum) and 0 <= momentum < 1, "momentum", "in [0, 1)", momentum)
         require(isinstance(group["maximize"], bool), "maximize", "a bool", group["maximize"])
+        for name in ("frozen", "ramp"):
+            value = group.get(name, False)
+            require(isinstance(value, bool), name, "a bool", value)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raise for settings out of range and parameters that the penalty does not fit."""
+        self._check_settings(group)
         rule = "False in a new group; freeze_structure_() freezes"
         require(group["frozen"] is False, "frozen", rule, group["frozen"])
         require(
-            group["impl"] in IMPLEMENTATIONS, "impl", f"one of {IMPLEMENTATIONS}", group["impl"]
+            isinstance(group["impl"], str) and group["impl"] in IMPLEMENTATIONS,
+            "impl",
+            f"one of {IMPLEMENTATIONS}",
+            group["impl"],
         )
         if why_unavailable(group["impl"]) is not None:
             raise ValueError(f"impl={group['impl']!r}: {why_unavailable(group['impl'])}")
@@ -118,9 +142,9 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
             )
         penalty, solver = group["penalty"], group.get("solver")
         if not (penalty is None or isinstance(penalty, Penalty)):
-            raise TypeError(f"penalty must be a dualprox Penalty or None, got {penalty!r}")
+            raise TypeError(f"penalty must be a dualprox Penalty or None, got {shown(penalty)}")
         if not (solver is None or isinstance(solver, Solver)):
-            raise TypeError(f"solver must be a dualprox Solver or None, got {solver!r}")
+            raise TypeError(f"solver must be a dualprox Solver or None, got {shown(solver)}")
         if penalty is not None and solver is not None:
             solver.check(penalty)
         for name, param in zip(

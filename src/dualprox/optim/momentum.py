@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from ..checks import is_real, require
+from ..checks import is_real, plain, require
 from ..subproblem import Solver, Subproblem
 from .base import ProximalOptimizer
 from .options import Options
@@ -149,16 +149,18 @@ class ProxAdamW(MomentumMethod):
         }
         super().__init__(params, defaults, **options)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
+    def _check_settings(self, group: dict[str, Any]) -> None:
+        pair = isinstance(group["betas"], tuple | list) and len(group["betas"]) == 2
+        require(pair, "betas", "a pair", group["betas"])
         for index, beta in enumerate(group["betas"]):
             require(is_real(beta) and 0 <= beta < 1, f"betas[{index}]", "in [0, 1)", beta)
-        require(len(group["betas"]) == 2, "betas", "a pair", group["betas"])
+        group["betas"] = tuple(map(plain, group["betas"]))
         eps, decay = group["eps"], group["weight_decay"]
         require(is_real(eps) and eps > 0, "eps", "a finite number > 0", eps)
         ok = is_real(decay) and decay >= 0
         require(ok, "weight_decay", "a finite number >= 0", decay)
         require(isinstance(group["amsgrad"], bool), "amsgrad", "a bool", group["amsgrad"])
-        super()._check_group(group)
+        super()._check_settings(group)
 
     def _buffers(self, group: dict[str, Any]) -> tuple[str, ...]:
         return (*self.buffers, "max_exp_avg_sq") if group["amsgrad"] else self.buffers

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..coupling import Coupling, Member
+from ..kinds import check_kinds
 from ..penalties import Coupled, GroupPenalty, Penalty
 from ..shrinking.compact import Compaction
 from ..shrinking.inputs import ExampleInput, Inputs
@@ -66,6 +67,7 @@ def shrink_training(
         >>> slim[0].out_features, plan.keep["2.weight"]
         (2, {1: (6, 7)})
     """
+    check_kinds(shrink_training, locals())
     inputs = Inputs.of(example_input)
     with opt.structured():
         plan = Compaction(model, inputs, round_to=round_to, fold=False).plan
@@ -83,6 +85,7 @@ def narrow_(opt: ProximalOptimizer, model: nn.Module, slim: nn.Module, plan: Pla
     Raises:
         ValueError: see `shrink_training`; nothing has changed then.
     """
+    check_kinds(narrow_, locals())
     names = {id(param): name for name, param in model.named_parameters()}
     small = dict(slim.named_parameters())
     for name, param, _ in opt.named_params():

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from ..checks import require
+
 
 class Options(TypedDict, total=False):
     """Keyword options of every optimizer, with torch's names.
@@ -55,5 +57,7 @@ def check_options(owner: str, options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if name not in Options.__annotations__:
             raise TypeError(f"{owner} has no option {name!r}")
-        if name in ("foreach", "fused", "differentiable") and value:
-            raise ValueError(f"{name} must be unset or False, got {value!r}")
+        if name in ("foreach", "fused", "differentiable"):
+            require(value is None or value is False, name, "unset or False", value)
+        if name in ("maximize", "capturable", "certify"):
+            require(isinstance(value, bool), name, "a bool", value)

@@ -66,10 +66,10 @@ class RAMDA(DualAveraging):
         defaults = {"lr": lr, "momentum": momentum, "ramp": False, "eps": eps, "solver": solver}
         super().__init__(params, defaults, **options)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
+    def _check_settings(self, group: dict[str, Any]) -> None:
         eps = group["eps"]
         require(is_real(eps) and eps > 0, "eps", "a finite number > 0", eps)
-        super()._check_group(group)
+        super()._check_settings(group)
 
     def accumulate(
         self, state: dict[str, Tensor], grad: Tensor, scale: float, group: dict[str, Any]

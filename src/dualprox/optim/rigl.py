@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..checks import is_count, is_real, require
+from ..checks import is_count, is_real, is_seed, require
 from ..grouping import layout_of
+from ..kinds import check_kinds
 from ..sharding import is_sharded
 from .densities import erk_densities, live_counts
 from .frozen import hold, masked
@@ -103,12 +104,14 @@ class RigL(Optimizer):
         dense_first: bool = False,
         seed: int = 0,
     ) -> None:
+        check_kinds(RigL.__init__, locals())
         ok = is_real(sparsity) and 0 <= sparsity < 1
         require(ok, "sparsity", "in [0, 1)", sparsity)
         require(is_count(t_end), "t_end", "a whole number >= 1", t_end)
         require(is_count(delta_t), "delta_t", "a whole number >= 1", delta_t)
         ok = is_real(drop_fraction) and 0 <= drop_fraction <= 1
         require(ok, "drop_fraction", "in [0, 1]", drop_fraction)
+        require(is_seed(seed), "seed", "a whole number from 0 to 2**63 - 1", seed)
         ok = distribution in DISTRIBUTIONS
         require(ok, "distribution", f"one of {DISTRIBUTIONS}", distribution)
         closure = inspect.signature(optimizer.step).parameters.get("closure")
@@ -145,7 +148,7 @@ class RigL(Optimizer):
                     f"sparsity must leave every weight a live entry, {1 - density:g} leaves "
                     f"{name} of shape {tuple(weights[name].shape)} none"
                 )
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         self._masks: dict[str, Tensor] = {}
         for name, weight in weights.items():
             live = torch.zeros(weight.numel(), dtype=torch.bool)

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..checks import is_count, is_real, require
+from ..checks import is_count, is_real, plain, require
+from ..kinds import check_kinds
 from .base import ProximalOptimizer
 from .frozen import can_freeze
 from .strength import set_concavity
@@ -78,9 +79,11 @@ class StageSchedule(LRScheduler):
             raise TypeError(
                 f"StageSchedule needs a dualprox optimizer, got {type(optimizer).__name__}"
             )
-        self.milestones = list(milestones)
-        increasing = all(a < b for a, b in pairwise(self.milestones))
-        ok = increasing and all(is_count(milestone) for milestone in self.milestones)
+        listed = {"milestones": milestones, "concavity": concavity}
+        check_kinds(StageSchedule.__init__, listed)
+        self.milestones = list(map(plain, milestones))
+        counts = all(is_count(milestone) for milestone in self.milestones)
+        ok = counts and all(a < b for a, b in pairwise(self.milestones))
         require(ok, "milestones", "increasing ints >= 1", self.milestones)
         require(is_real(gamma) and gamma > 0, "gamma", "a finite number > 0", gamma)
         require(isinstance(ramp, bool), "ramp", "a bool", ramp)
@@ -98,10 +101,10 @@ class StageSchedule(LRScheduler):
             ok = len(self.concavity) == stages and all(0 <= value <= 1 for value in self.concavity)
             rule = f"a number in [0, 1] for each of the {stages} stages"
             require(ok, "concavity", rule, self.concavity)
-        self.gamma = gamma
+        self.gamma = plain(gamma)
         self.ramp = ramp
         self.refit = refit
-        self.refit_gamma = refit_gamma
+        self.refit_gamma = plain(refit_gamma)
         super().__init__(optimizer)
         self._set_ramp()
         self._set_concavity()

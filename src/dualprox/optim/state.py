@@ -1,13 +1,14 @@
 """Per-parameter state that survives: its dtypes, its place, its checkpoints."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..checks import require, shown
 from .frozen import MARKS, marks_of
 from .rounding import REMAINDER, new_remainder
 
@@ -37,6 +38,28 @@ def _as_saved(penalty: Any, text: str) -> Any:
     return penalty.with_concavity(float(found[1])) if found and penalty is not None else penalty
 
 
+def _check_saved(state_dict: Any) -> None:
+    """Raise ValueError unless it is built as a state of an optimizer."""
+    ok = isinstance(state_dict, Mapping)
+    require(ok, "state_dict", "a mapping", state_dict)
+    state, groups = state_dict.get("state"), state_dict.get("param_groups")
+    ok = isinstance(state, Mapping) and all(isinstance(each, Mapping) for each in state.values())
+    require(ok, 'state_dict["state"]', "mappings by the numbers of parameters", state)
+    ok = isinstance(groups, list) and all(
+        isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
+    )
+    require(ok, 'state_dict["param_groups"]', "dicts with a list of parameters each", groups)
+
+
+def _check_tensor(key: str, name: str, value: Any, shape: torch.Size) -> None:
+    """Raise ValueError unless a saved value is a tensor of this shape."""
+    if not isinstance(value, Tensor) or value.shape != shape:
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
+        raise ValueError(
+            f"the saved {key} of parameter {name} has {found}, where shape {tuple(shape)} belongs"
+        )
+
+
 class StatefulOptimizer(Optimizer):
     """A torch optimizer with float32-or-wider state that exists from construction on.
 
@@ -48,6 +71,9 @@ class StatefulOptimizer(Optimizer):
 
     counters: ClassVar[tuple[str, ...]] = ("step",)
     buffers: ClassVar[tuple[str, ...]] = ()
+
+    def _check_settings(self, group: dict[str, Any]) -> None:
+        """Raise for settings of a group, new or loaded, that are out of their range."""
 
     def group_of(self, param: Tensor) -> dict[str, Any]:
         """The group that holds `param`."""
@@ -145,9 +171,10 @@ class StatefulOptimizer(Optimizer):
         were saved with. Nothing changes if an error is raised.
 
         Raises:
-            ValueError: a saved penalty is not the one of this optimizer, or a parameter's state
-                is incomplete or of another shape.
+            ValueError: it is damaged, a saved penalty is not the one of this optimizer, or a
+                parameter's state is incomplete or of another shape.
         """
+        _check_saved(state_dict)
         loaded: dict[Tensor, dict[str, Tensor]] = {}
 
         def take_over(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
@@ -187,6 +214,7 @@ class StatefulOptimizer(Optimizer):
             live["penalty"] = penalty
             missing = {key: v for key, v in group.items() if key != "params" and key not in saved}
             groups.append({**missing, "frozen": False, **saved, **live})
+            self._check_settings(groups[-1])
         return groups + saved_groups[len(groups) :]
 
     def _adopt_state(self, saved: dict[str, Any]) -> dict[Tensor, dict[str, Tensor]]:
@@ -215,11 +243,13 @@ class StatefulOptimizer(Optimizer):
                 )
             adopted[param] = {}
             for key in self.counters:
-                counter = torch.as_tensor(state[key]).detach()
+                _check_tensor(key, name, state[key], torch.Size())
+                counter = state[key].detach()
                 place = param.device if group.get("capturable") else "cpu"
                 adopted[param][key] = counter.to(place, torch.float64, copy=True)
             if "rank" in marks:
-                rank = torch.as_tensor(state["rank"]).detach()
+                _check_tensor("rank", name, state["rank"], torch.Size())
+                rank = state["rank"].detach()
                 adopted[param]["rank"] = rank.to("cpu", torch.float64, copy=True)
             # Saved for a wider parameter, or by an older version, a state has no remainder.
             remainder = new_remainder(param)
@@ -228,11 +258,7 @@ class StatefulOptimizer(Optimizer):
             dtypes |= {key: torch.bool for key in marks if key == "live"}
             dtypes |= {key: value.dtype for key, value in remainder.items()}
             for key, dtype in dtypes.items():
-                if state[key].shape != param.shape:
-                    raise ValueError(
-                        f"the saved {key} of parameter {name} has shape "
-                        f"{tuple(state[key].shape)}, the parameter {tuple(param.shape)}"
-                    )
+                _check_tensor(key, name, state[key], param.shape)
                 # In memory like the parameter, whatever the layout of the saved one.
                 fresh = torch.empty_like(param, dtype=dtype, requires_grad=False)
                 adopted[param][key] = fresh.copy_(state[key].detach())

@@ -1,6 +1,7 @@
 """Changing penalties while training: how strong they are, and how far from convex."""
 
 from ..checks import is_real, require
+from ..kinds import check_kinds
 from ..penalties import Penalty
 from .base import ProximalOptimizer
 
@@ -18,6 +19,7 @@ def strengths(opt: ProximalOptimizer) -> list[float | None]:
         >>> dp.strengths(dp.RMDA(groups))
         [0.5, None]
     """
+    check_kinds(strengths, locals())
     penalties = [group["penalty"] for group in opt.param_groups]
     return [None if penalty is None else penalty.own_strength() for penalty in penalties]
 
@@ -48,6 +50,7 @@ def scale_strength(opt: ProximalOptimizer, factor: float) -> None:
         >>> dp.scale_strength(opt, 0.5); opt.param_groups[0]["penalty"].strength
         0.25
     """
+    check_kinds(scale_strength, locals())
     require(is_real(factor) and factor > 0, "factor", "a finite number > 0", factor)
     _require_any(opt)
     for group, strength in zip(opt.param_groups, strengths(opt), strict=True):
@@ -78,6 +81,7 @@ def set_strength(opt: ProximalOptimizer, strength: float) -> None:
         >>> dp.set_strength(opt, 2.0); dp.strengths(opt)
         [2.0, 1.0]
     """
+    check_kinds(set_strength, locals())
     require(is_real(strength) and strength > 0, "strength", "a finite number > 0", strength)
     largest = _require_any(opt)
     if largest == 0:
@@ -112,11 +116,12 @@ def set_concavity(opt: ProximalOptimizer, concavity: float) -> None:
         >>> opt.param_groups[0]["penalty"].concavity
         0.25
     """
+    check_kinds(set_concavity, locals())
     ok = is_real(concavity) and 0 <= concavity <= 1
     require(ok, "concavity", "in [0, 1]", concavity)
     bending = [group for group in opt.param_groups if _bends(group["penalty"])]
     if not bending:
-        raise ValueError("concavity needs an MCP, SCAD, GroupMCP or GroupSCAD, got none of them")
+        raise ValueError("opt must have an MCP, SCAD, GroupMCP or GroupSCAD, got none of them")
     for group in bending:
         group["concavity"] = float(concavity)
 
@@ -129,5 +134,5 @@ def _require_any(opt: ProximalOptimizer) -> float:
     """The largest strength."""
     known = [strength for strength in strengths(opt) if strength is not None]
     if not known:
-        raise ValueError("the optimizer must have a penalty with a strength, got none")
+        raise ValueError("opt must have a penalty with a strength, got none")
     return max(known)

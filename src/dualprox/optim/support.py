@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ..kinds import check_kinds
 from .base import ProximalOptimizer
 from .frozen import can_freeze, has_rank, hold, holds_support, live_entries
 
@@ -36,9 +37,10 @@ class FrozenSupport:
     """
 
     def __init__(self, params: Mapping[str, Tensor], dead: Mapping[str, Tensor]) -> None:
+        check_kinds(FrozenSupport.__init__, locals())
         missing = [name for name in dead if name not in params]
         if missing:
-            raise ValueError(f"dead must name parameters, got {', '.join(missing)}")
+            raise ValueError(f"dead must name parameters, got {', '.join(map(repr, missing))}")
         for name, mask in dead.items():
             check_mask(name, mask, params[name].shape)
         self._params = {name: params[name] for name in dead}

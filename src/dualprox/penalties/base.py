@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import is_real, require
+from ..checks import is_real, make_plain, require
 from ..geometry import Slices
 
 
@@ -178,6 +178,9 @@ class Penalty(ABC):
 
     is_convex: ClassVar[bool] = True
     is_constraint: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        make_plain(self)  # a checkpoint has its text
 
     @abstractmethod
     def value(self, w: Tensor) -> Tensor:

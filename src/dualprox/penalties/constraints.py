@@ -62,6 +62,7 @@ class Box(Interval):
     upper: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("lower", "upper"):
             bound = getattr(self, name)
             finite = is_real(bound) or (isinstance(bound, float) and math.isinf(bound))
@@ -96,6 +97,7 @@ class L2Ball(Penalty):
     radius: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         ok = is_real(self.radius) and self.radius > 0
         require(ok, "radius", "a finite number > 0", self.radius)
 
@@ -142,6 +144,7 @@ class Cardinality(DiagonalPenalty):
     k: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(is_count(self.k), "k", "an int >= 1", self.k)
 
     def value(self, w: Tensor) -> Tensor:

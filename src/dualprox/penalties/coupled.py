@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..coupling import Coupling, coupling_of
 from ..joint import Joint
+from ..kinds import check_kinds
 from ..sharding import is_sharded
 from .base import DiagonalPenalty, Penalty, Support
 from .sparse import GroupPenalty
@@ -53,10 +54,7 @@ class Coupled(DiagonalPenalty):
     coupling: Coupling
 
     def __post_init__(self) -> None:
-        if not isinstance(self.penalty, GroupPenalty):
-            raise TypeError(f"penalty must be a GroupPenalty, got {self.penalty!r}")
-        if not isinstance(self.coupling, Coupling):
-            raise TypeError(f"coupling must be a Coupling, got {self.coupling!r}")
+        check_kinds(type(self), vars(self))
         own = self.penalty
         if own.along(GroupPenalty.axis, GroupPenalty.block, GroupPenalty.conv_groups) != own:
             raise ValueError(

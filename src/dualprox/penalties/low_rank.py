@@ -92,6 +92,7 @@ class NuclearNorm(SpectralPenalty):
     strength: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_strength(self.strength)
 
     def value(self, w: Tensor) -> Tensor:
@@ -139,6 +140,7 @@ class RankAtMost(SpectralPenalty):
     rank: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         ok = is_count(self.rank) or (type(self.rank) is int and self.rank == 0)
         require(ok, "rank", "an int >= 0", self.rank)
 

@@ -102,6 +102,7 @@ class FoldedPenalty(SeparablePenalty):
     concavity: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_strength(self.strength)
         require_concavity(self.concavity)
 
@@ -231,6 +232,7 @@ class L0(SeparablePenalty):
     strength: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_strength(self.strength)
 
     def value(self, w: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ class L1(SeparablePenalty):
     strength: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_strength(self.strength)
 
     def value(self, w: Tensor) -> Tensor:
@@ -87,6 +88,7 @@ class ElasticNet(SeparablePenalty):
     l1_ratio: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_strength(self.strength)
         require_ratio(self.l1_ratio)
 
@@ -139,9 +141,10 @@ class GroupPenalty(DiagonalPenalty):
     conv_groups: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_strength(self.strength)
         require(isinstance(self.size_weighted, bool), "size_weighted", "a bool", self.size_weighted)
-        _ = self.slices  # checks the geometry
+        Slices(self.axis, self.block, self.conv_groups)  # checks them
 
     @property
     def slices(self) -> Slices:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kinds import check_kinds
+
 
 class NarrowAttention(nn.Module):
     """`torch.nn.MultiheadAttention`, of which single heads can be removed.
@@ -21,6 +23,7 @@ class NarrowAttention(nn.Module):
     _qkv_same_embed_dim = False
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
+        check_kinds(NarrowAttention.__init__, locals())
         super().__init__()
         self.embed_dim, self.head_dim = attention.embed_dim, attention.head_dim
         self.batch_first, self.dropout = attention.batch_first, attention.dropout

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..files import replaced, write_atomically, write_text
+from ..kinds import check_kinds
 from .agreement import largest_difference, real_outputs
 from .factorize import factorize_like
 from .inputs import ExampleInput, Inputs, undisturbed
@@ -36,6 +37,7 @@ def save_slim(slim: nn.Module, folder: str | Path) -> None:
         ValueError: the network has no report with a plan.
         ImportError: safetensors is missing.
     """
+    check_kinds(save_slim, locals())
     save = _safetensors().save
     report = getattr(slim, "report", None)
     if not isinstance(report, ShrinkReport) or not report.plan:
@@ -61,6 +63,7 @@ def load_slim(model: nn.Module, folder: str | Path) -> nn.Module:
         ValueError: the plan is damaged or does not fit the model, or the weights do not fit.
         ImportError: safetensors is missing.
     """
+    check_kinds(load_slim, locals())
     load = _safetensors().load_file
     slim = _rebuilt(model, Path(folder) / PLAN)
     try:
@@ -115,6 +118,7 @@ def export_program(model: nn.Module, example_input: ExampleInput) -> torch.expor
     Raises:
         ShrinkError: torch.export cannot trace the network.
     """
+    check_kinds(export_program, locals())
     given = Inputs.of(example_input)
     size = given.batch_size
 
@@ -154,6 +158,7 @@ def _exported(model: nn.Module, inputs: Inputs, axes: Any) -> torch.export.Expor
 
 def save_program(model: nn.Module, example_input: ExampleInput, path: str | Path) -> None:
     """Write `export_program` to a ``.pt2`` file, which ``torch.export.load`` reads."""
+    check_kinds(save_program, locals())
     program = export_program(model, example_input)
     write_atomically(Path(path), lambda file: torch.export.save(program, file))
 
@@ -173,6 +178,7 @@ def save_onnx(model: nn.Module, example_input: ExampleInput, path: str | Path) -
         ShrinkError: the network cannot be exported, or onnxruntime's outputs differ.
         ImportError: onnx, onnxscript or onnxruntime is missing.
     """
+    check_kinds(save_onnx, locals())
     try:
         import onnxruntime
         import onnxscript  # noqa: F401, the exporter is written in it

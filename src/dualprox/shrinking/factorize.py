@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..checks import is_count, require
+from ..checks import is_count, require, require_kind
+from ..kinds import check_kinds
 from ..penalties.low_rank import rounding_level
 from .agreement import agreement, require_agreement, require_agreements
 from .inputs import ExampleInput, Inputs
@@ -44,6 +45,9 @@ class LowRank(nn.Sequential):
     """
 
     def __init__(self, layer: nn.Module, rank: int, rows: Rows = "out") -> None:
+        check_kinds(LowRank.__init__, locals())
+        require_kind(_KINDS, "a Linear or a convolution", layer=layer)
+        require(is_count(rank) and rank < 2**31, "rank", "an int from 1 to 2**31 - 1", rank)
         bias = layer.bias is not None
         if isinstance(layer, nn.Linear):
             first = nn.Linear(layer.in_features, rank, bias=False, device="meta")
@@ -229,6 +233,7 @@ def factorize(
         file size 19.2 kB -> 3.37 kB (17.5%)
         outputs differ by at most ...
     """
+    check_kinds(factorize, locals())
     inputs = None if example_input is None else Inputs.of(example_input)
     layers = layers_with_matrices(model)
     reasons = reasons_to_stay(model, layers, _KINDS, inputs)
@@ -313,6 +318,7 @@ def factorize_like(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
           )
         )
     """
+    check_kinds(factorize_like, locals())
     change = plan.get("change")
     require(change == "factorize", "plan", 'one of factorize ("change": "factorize")', change)
     exchange: dict[str, LowRank] = {}

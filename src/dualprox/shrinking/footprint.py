@@ -2,13 +2,14 @@
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from torch import nn
 
+from ..kinds import check_kinds
 from .analysis import Analysis, Product
 from .couple import Channels, fill
 from .inputs import ExampleInput, Inputs
@@ -64,8 +65,9 @@ class Footprint:
         self,
         model: nn.Module,
         example_input: ExampleInput,
-        selected: Iterable[str] = (),
+        selected: Collection[str] = (),
     ) -> None:
+        check_kinds(Footprint.__init__, locals())
         inputs = Inputs.of(example_input)
         dense = widen(copy.deepcopy(model)).eval()
         fill(dense)

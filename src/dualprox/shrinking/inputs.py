@@ -108,6 +108,23 @@ class Inputs:
         """What the model returns."""
         return model(*self.args, **self.kwargs)
 
+    def try_on(self, model: nn.Module) -> Any:
+        """The same, of a model that has not been run on them yet.
+
+        Raises:
+            ValueError: it cannot be.
+        """
+        try:
+            return self.run(model)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a foreign model raises whatever it likes
+            raise ValueError(
+                f"example_input must be what the model takes, got shapes "
+                f"{', '.join(str(tuple(tensor.shape)) for tensor in self.tensors())} and "
+                f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            ) from error
+
 
 @contextmanager
 def undisturbed(*models: nn.Module, seed: int = 0) -> Iterator[None]:

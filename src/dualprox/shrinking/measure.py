@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..checks import is_count, is_real, require
+from ..kinds import check_kinds
 from ..timing import Budget, Case, Timing, clock_of, interleave
 from .inputs import ExampleInput, Inputs, undisturbed
 
@@ -143,7 +144,7 @@ def count_macs(model: nn.Module, example_input: ExampleInput) -> int:
         slow.callback(torch.backends.mha.set_fastpath_enabled, fused)
         torch.backends.mha.set_fastpath_enabled(False)
         slow.enter_context(counter)
-        inputs.run(model)
+        inputs.try_on(model)
     return round(counter.get_total_flops() / 2 / inputs.batch_size)
 
 
@@ -224,6 +225,7 @@ def measure(
         >>> cost.parameters, cost.bytes, cost.macs, cost.latencies[0].timing.median > 0
         (20, 80, 15, True)
     """
+    check_kinds(measure, locals())
     models = {"model": model}
     return _measure_all(models, example_input, latency, batch_sizes, seconds)["model"]
 
@@ -253,6 +255,7 @@ def compare(
     Raises:
         ValueError: see `measure`.
     """
+    check_kinds(compare, locals())
     models = {"before": before, "after": after}
     costs = _measure_all(models, example_input, latency, batch_sizes, seconds)
     return costs["before"], costs["after"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import write_text
+from ..kinds import check_kinds
 from .attention import NarrowAttention
 from .replace import with_layers_exchanged
 from .select_linear import SelectLinear
@@ -36,6 +37,9 @@ class Plan:
     biases: tuple[str, ...] = ()
     attention: tuple[str, ...] = ()
     select: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_kinds(type(self), vars(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -196,6 +200,7 @@ def apply_plan(model: nn.Module, plan: Plan | Mapping[str, Any]) -> nn.Module:
           (1): Linear(in_features=2, out_features=2, bias=True)
         )
     """
+    check_kinds(apply_plan, locals())
     if not isinstance(plan, Plan):
         plan = Plan.from_dict(plan)
     slim = copy.deepcopy(model)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..files import write_json, write_png
+from ..kinds import check_kinds
 from .measure import Cost, Latency
 
 if TYPE_CHECKING:
@@ -213,6 +214,7 @@ def report_of(model: nn.Module) -> ShrinkReport:
     Raises:
         ValueError: it carries none.
     """
+    check_kinds(report_of, locals())
     report = getattr(model, "report", None)
     if not isinstance(report, ShrinkReport):
         raise ValueError(f"model must be made by shrink, got {type(model).__name__} without report")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import require
+from ..kinds import check_device, check_kinds
 
 
 class SelectLinear(nn.Linear):
@@ -49,6 +50,10 @@ class SelectLinear(nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_kinds(SelectLinear.__init__, locals())
+        check_device(device)
+        for name, size in (("of_features", of_features), ("out_features", out_features)):
+            require(0 <= size < 2**31, name, "an int from 0 to 2**31 - 1", size)
         index = list(index)
         rule = f"increasing indices >= 0 and < {of_features}, at least one"
         fits = bool(index) and index == sorted(set(index))

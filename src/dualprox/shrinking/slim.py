@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..checks import is_count, require
+from ..kinds import check_kinds
 from .compact import Compaction
 from .inputs import ExampleInput, Inputs
 from .measure import compare
@@ -76,6 +77,7 @@ def shrink(
         >>> dp.shrink(model, torch.randn(1, 4), select_inputs=True, latency=False)[0]
         SelectLinear(in_features=1, out_features=2, bias=True, of_features=4)
     """
+    check_kinds(shrink, locals())
     require(is_count(round_to), "round_to", "an int >= 1", round_to)
     require(not lossy or round_to > 1, "lossy", "False unless round_to > 1", lossy)
     inputs = Inputs.of(example_input)

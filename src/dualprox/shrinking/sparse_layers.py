@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import require
+from ..kinds import check_device, check_kinds
+
 
 @functools.cache
 def _hear_of_the_beta() -> None:
@@ -15,6 +18,13 @@ def _hear_of_the_beta() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.zeros(1, 1).to_sparse_csr()
+
+
+def _check_sizes(device: torch.device | str | None, **sizes: int) -> None:
+    for name, size in sizes.items():
+        ok = isinstance(size, int) and 0 <= size < 2**31  # column indices have 32 bits
+        require(ok, name, "an int from 0 to 2**31 - 1", size)
+    check_device(device)
 
 
 class SparseLinear(nn.Module):
@@ -56,6 +66,10 @@ class SparseLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_kinds(SparseLinear.__init__, locals())
+        _check_sizes(device, in_features=in_features, out_features=out_features)
+        ok = isinstance(nonzeros, int) and 0 <= nonzeros <= in_features * out_features
+        require(ok, "nonzeros", f"an int from 0 to {in_features * out_features}", nonzeros)
         super().__init__()
         _hear_of_the_beta()
         self.in_features, self.out_features = in_features, out_features
@@ -153,6 +167,8 @@ class SemiStructuredLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_kinds(SemiStructuredLinear.__init__, locals())
+        _check_sizes(device, in_features=in_features, out_features=out_features)
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         fours = in_features // 4

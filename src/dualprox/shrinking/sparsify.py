@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import is_real, require
+from ..kinds import check_kinds
 from ..timing import Budget, Case, Timing, clock_of, interleave
 from .agreement import require_agreements
 from .inputs import ExampleInput, Inputs, undisturbed
@@ -153,6 +154,7 @@ def sparsify(
         >>> sparse.report.layers[0].after
         'CSR is ... at 90% zeros'
     """
+    check_kinds(sparsify, locals())
     require(is_real(seconds) and seconds > 0, "seconds", "a number > 0", seconds)
     inputs = Inputs.of(example_input)
     layers = layers_with_matrices(model)
@@ -216,6 +218,7 @@ def sparsify_like(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
           (0): SparseLinear(in_features=8, out_features=6, nonzeros=7, bias=True)
         )
     """
+    check_kinds(sparsify_like, locals())
     change = plan.get("change")
     require(change == "sparsify", "plan", 'one of sparsify ("change": "sparsify")', change)
     named = dict(model.named_modules())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..joint import Joint
+from ..kinds import check_kinds
 from ..optim import ProximalOptimizer
 from ..penalties import Penalty, Rank, Structure, Support
 from ..sharding import whole
@@ -173,6 +174,7 @@ def structure(
         >>> dp.structure(opt).group_sparsity, dp.structure(opt, at="iterate").group_sparsity
         (0.5, 0.0)
     """
+    check_kinds(structure, locals())
     if at not in ("structured", "iterate"):
         raise ValueError(f"at must be 'structured' or 'iterate', got {at!r}")
     layers = []

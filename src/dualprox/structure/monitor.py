@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..kinds import check_kinds
 from ..optim import ProximalOptimizer
 from ..optim.frozen import residual as frozen_residual
 from ..penalties import Structure
@@ -62,6 +63,7 @@ class StructureMonitor:
     """
 
     def __init__(self, opt: ProximalOptimizer) -> None:
+        check_kinds(StructureMonitor.__init__, locals())
         self.opt = opt
         self._epoch = 0
         self._unchanged_since = 0

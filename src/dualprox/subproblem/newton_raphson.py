@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import is_count, is_real, require
+from ..checks import is_count, is_real, make_plain, require
 from ..penalties import Coupled, GroupLasso, Penalty
 from ..sharding import whole
 from .problem import Solution, Solver, Subproblem
@@ -29,6 +29,7 @@ class NewtonRaphson(Solver):
     tol: float = 1e-7
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require(is_count(self.max_iter), "max_iter", "an int >= 1", self.max_iter)
         require(is_real(self.tol) and self.tol >= 0, "tol", "a finite number >= 0", self.tol)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import is_count, is_real, require
+from ..checks import is_count, is_real, make_plain, require
 from ..sharding import whole
 from .problem import Solution, Solver, Subproblem
 
@@ -37,6 +37,7 @@ class ProximalGradient(Solver):
     tol: float | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require(is_count(self.max_iter), "max_iter", "an int >= 1", self.max_iter)
         require(is_count(self.min_iter), "min_iter", "an int >= 1", self.min_iter)
         require(is_real(self.rtol) and self.rtol >= 0, "rtol", "a finite number >= 0", self.rtol)

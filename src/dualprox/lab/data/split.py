@@ -34,7 +34,7 @@ class Data(Protocol):
 
 def generator_of(seed: int, epoch: int) -> torch.Generator:
     """The random numbers of an epoch, on the CPU."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
 
 
 @dataclass(frozen=True, eq=False)
