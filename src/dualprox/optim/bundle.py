@@ -128,16 +128,16 @@ class Bundle:
 
     def clamp_max_(self, high: float) -> "Bundle":
         """As `Tensor.clamp_max_`."""
-        _torch._foreach_clamp_max_(self.tensors, high)
+        _torch._foreach_clamp_max_(self.parts, high)
         return self
 
     def flush_(self) -> "Bundle":
         """Zero the subnormal numbers, in few launches: multiplied by 0, all others by 1."""
-        kept = _torch._foreach_abs(self.tensors)
+        kept = _torch._foreach_abs(self.parts)
         _torch._foreach_div_(kept, torch.finfo(self.dtype).tiny)
         _torch._foreach_trunc_(kept)
         _torch._foreach_clamp_max_(kept, 1)
-        _torch._foreach_mul_(self.tensors, kept)
+        _torch._foreach_mul_(self.parts, kept)
         return self
 
     def clamp(self, low: float, high: float) -> "Bundle":

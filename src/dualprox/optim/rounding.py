@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sharding import is_sharded
+from ..sharding import local
 from .bundle import Bundle
 
 REMAINDER = "remainder"
@@ -27,12 +27,11 @@ def flush_(*tensors: Tensor) -> None:
         if tensor.dtype == torch.float16:
             continue
         if isinstance(given, Bundle):
-            bundled.setdefault(tensor.dtype, []).extend(given)
+            bundled.setdefault(tensor.dtype, []).extend(given.parts)
             continue
-        given = given.to_local() if is_sharded(tensor) else given
         numbers = torch.finfo(tensor.dtype)
         largest_subnormal = numbers.tiny * (1 - numbers.eps)
-        torch.ops.aten.hardshrink.out(given, largest_subnormal, out=given)
+        torch.ops.aten.hardshrink.out(local(tensor), largest_subnormal, out=local(tensor))
     for alike in bundled.values():
         Bundle(alike).flush_()
 
