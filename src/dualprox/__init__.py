@@ -50,6 +50,7 @@ from .penalties import (
     Structure,
     Support,
 )
+from .sharding import gather_
 from .structure import NetworkStructure, StructureMonitor, StructureRecord
 from .structure.metrics import structure
 from .subproblem import (
@@ -193,6 +194,7 @@ __all__ = [
     "factorize",
     "factorize_like",
     "fit",
+    "gather_",
     "load_slim",
     "measure",
     "narrow_",

@@ -104,7 +104,9 @@ class Coupling(Partition):
         if len(shapes) != len(self.members):
             raise ValueError(
                 f"a coupling of {len(self.members)} tensors needs as many parameters, "
-                f"got {len(shapes)}: {', '.join(names)}"
+                f"got {len(shapes)}: {', '.join(names) or 'none'}. An optimizer that gives tensors "
+                "of one group to several processes, as ZeroRedundancyOptimizer does, cannot have "
+                "it; fully_shard can"
             )
         for name, shape, member in zip(names, shapes, self.members, strict=True):
             if tuple(shape) != member.shape:

@@ -85,6 +85,21 @@ class ParamGroups(list[dict[str, Any]]):
         super().__init__(groups)
         self.rows = rows
 
+    def on(self, model: nn.Module) -> "ParamGroups":
+        """The same groups of the parameters that `model` has now under their names.
+
+        `fully_shard` and `parallelize_module` replace parameters, and what follows a network's
+        graph, as `coupled=True` does, has to come before them.
+
+        Args:
+            model: the one the groups were made for, or another of its architecture.
+        """
+        groups = [
+            {**group, "params": [(name, model.get_parameter(name)) for name, _ in group["params"]]}
+            for group in self
+        ]
+        return ParamGroups(groups, self.rows)
+
     def __str__(self) -> str:
         cells = [("parameter", "shape", "penalty", "")]
         for row in self.rows:

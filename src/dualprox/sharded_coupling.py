@@ -8,7 +8,7 @@ cut: along the axis of the groups, across it, in blocks of both, evenly or not.
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from torch import Tensor
 from .geometry import Slices
 from .joint import How, Member, Partition, lowest
 from .sharding import Cut
-
-if TYPE_CHECKING:
-    from .coupling import Coupling
 
 
 class ShardedCoupling(Partition):
@@ -37,7 +34,7 @@ class ShardedCoupling(Partition):
     """
 
     def __init__(
-        self, coupling: "Coupling", slots: Sequence[Sequence[int]], cuts: Sequence[Cut | None]
+        self, coupling: Partition, slots: Sequence[Sequence[int]], cuts: Sequence[Cut | None]
     ) -> None:
         self._coupling, self._cuts = coupling, tuple(cuts)
         triples = zip(coupling.members, slots, self._cuts, strict=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..coupling import Coupling, Member
 from ..kinds import check_kinds
 from ..penalties import Coupled, GroupPenalty, Penalty
+from ..sharding import require_ordinary
 from ..shrinking.compact import Compaction
 from ..shrinking.inputs import ExampleInput, Inputs
 from ..shrinking.plan import Plan, apply_plan, narrowed
@@ -51,8 +52,8 @@ def shrink_training(
         plans, so that the last network maps back to the names and indices of the first.
 
     Raises:
-        ValueError: `opt` trains a parameter that is not the model's, or one penalty cannot keep the
-            weights of the groups of several weights.
+        ValueError: the model is sharded, `opt` trains a parameter that is not the model's, or one
+            penalty cannot keep the weights of the groups of several weights.
         ShrinkError: torch.export cannot trace the model.
 
     Example:
@@ -68,6 +69,7 @@ def shrink_training(
         (2, {1: (6, 7)})
     """
     check_kinds(shrink_training, locals())
+    require_ordinary(model, "shrink_training")
     inputs = Inputs.of(example_input)
     with opt.structured():
         plan = Compaction(model, inputs, round_to=round_to, fold=False).plan

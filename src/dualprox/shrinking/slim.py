@@ -9,6 +9,7 @@ from torch import nn
 
 from ..checks import is_count, require
 from ..kinds import check_kinds
+from ..sharding import require_ordinary
 from .compact import Compaction
 from .inputs import ExampleInput, Inputs
 from .measure import compare
@@ -61,7 +62,7 @@ def shrink(
 
     Raises:
         ShrinkError: torch.export cannot trace the model, or the outputs differ.
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of its range, or the model is sharded: `gather_` it before.
 
     Example:
         >>> import torch, dualprox as dp
@@ -79,6 +80,7 @@ def shrink(
     """
     check_kinds(shrink, locals())
     require(is_count(round_to), "round_to", "an int >= 1", round_to)
+    require_ordinary(model, "shrink")
     require(not lossy or round_to > 1, "lossy", "False unless round_to > 1", lossy)
     inputs = Inputs.of(example_input)
     start = rounded_down(model, inputs, round_to) if lossy else model

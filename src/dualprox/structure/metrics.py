@@ -146,11 +146,12 @@ def _penalized_and_zero(penalty: Penalty, point: Tensor) -> tuple[int, int]:
     return entries.numel(), int((entries == 0).sum())
 
 
-def _shape(unit: Tensor) -> tuple[int, ...]:
+def _shape(point: Tensor) -> tuple[int, ...]:
     """That of a tensor, or of the vector of all entries of several."""
-    if isinstance(unit, Joint):
-        return unit.shape[0] if len(unit.shape) == 1 else (unit.numel(),)
-    return tuple(unit.shape)
+    if not isinstance(point, Joint):
+        return tuple(point.shape)
+    shapes = point.coupling.shapes
+    return shapes[0] if len(shapes) == 1 else (point.numel(),)
 
 
 def structure(

@@ -1,0 +1,69 @@
+"""Models on several processes (DDP, FSDP2, tensor parallel, ZeRO-1) train as on one."""
+
+import pytest
+
+from sharded_tests import failures_of, gloo, report
+
+pytestmark = gloo
+every = pytest.mark.parametrize("optimizer", ["RMDA", "RAMDA", "ProxSGD", "ProxAdamW"])
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory):
+    return failures_of("sharded_models", 2, tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def failures_of_four(tmp_path_factory):
+    return failures_of("sharded_models", 4, tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.promise(
+    "processes",
+    "a model under DDP with no_sync, FSDP2 or ZeRO-1 trains as on one process: the same structure, "
+    "float64 weights to 1e-9, and what FSDP2 saves goes on bit by bit",
+    "optimizer and wrapper",
+)
+@every
+def test_models_train_like_on_one_process(failures, tries, optimizer):
+    for kind in ("FSDP", "resumes", "DDP", "ZeRO-1"):
+        assert report(failures, f"{optimizer} {kind}", tries) == ""
+
+
+@pytest.mark.promise(
+    "processes",
+    "groups over several tensors live and die as on one process under tensor parallelism, with "
+    "parameters offloaded, and in mixed precision given the same gradients",
+    "layout",
+)
+@pytest.mark.parametrize(
+    "case", ["resumes", "FSDP uncoupled", "FSDP offloaded", "mixed precision", "TP"]
+)
+def test_layouts_train_like_one_process(failures, tries, case):
+    assert report(failures, case, tries) == ""
+
+
+@pytest.mark.promise(
+    "processes",
+    "a sharded model shrinks to the network that one process finds, once it is gathered",
+    "layout",
+)
+@pytest.mark.parametrize("case", ["FSDP", "TP"])
+def test_gathered_models_shrink_like_those_of_one_process(failures, tries, case):
+    assert report(failures, f"shrinks {case}", tries) == ""
+
+
+def test_zero_redundancy_with_coupled_groups_is_refused(failures):
+    assert report(failures, "ZeRO-1 refuses") == ""
+
+
+@pytest.mark.slow
+@pytest.mark.promise(
+    "processes",
+    "groups over several tensors live and die as on one process on four: hybrid sharding, FSDP2 "
+    "over tensor parallelism, uneven and empty parts",
+    "layout",
+)
+@pytest.mark.parametrize("case", ["HSDP", "FSDP of TP", "FSDP on four"])
+def test_meshes_of_two_axes_train_like_one_process(failures_of_four, tries, case):
+    assert report(failures_of_four, f"RAMDA {case}", tries) == ""
