@@ -314,9 +314,30 @@ def keeps_nan(mesh: Any) -> None:
         assert found.isnan().tolist() == [False, False, True, False, False, False]
 
 
+def on_four() -> Iterator[Case]:
+    """Meshes of two axes, along which a tensor is cut twice, once or not at all."""
+    mesh, maker = init_device_mesh("cpu", (2, 2)), OPTIMIZERS[1]
+    for places in (
+        [Shard(0), Shard(1)],
+        [Shard(1), Shard(1)],
+        [Shard(0), Shard(0)],
+        [Replicate(), Shard(1)],
+        [Shard(0), Replicate()],
+    ):
+        for shape, penalty in ((MATRIX, dp.GroupLasso(0.12, block=2)), GROUPS[8], (MATRIX, None)):
+            problem = Problem(penalty, [shape], [(mesh, places)])
+            yield f"four {penalty} {places}", partial(agree, problem, maker)
+        across = [(mesh, places), (mesh, places[::-1]), (mesh, [Shard(1), Shard(0)]), None]
+        problem = Problem(coupled("GroupMCP"), STREAM_SHAPES, across)
+        yield f"four coupled {places}", partial(agree, problem, maker)
+
+
 def cases(folder: Path) -> Iterator[Case]:
-    """Everything that two processes try, with its name."""
+    """Everything that is tried, with its name."""
     del folder
+    if dist.get_world_size() == 4:
+        yield from on_four()
+        return
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for maker in OPTIMIZERS:
         yield from one_tensor(mesh, maker)

@@ -59,3 +59,13 @@ def test_what_is_not_a_number_is_seen_by_all(failures):
 
 def test_kernels_step_no_part_as_if_it_were_all(failures):
     assert report(failures, "a part") == ""
+
+
+@pytest.mark.slow
+@pytest.mark.promise(
+    "processes",
+    "on a mesh of two axes a tensor may be cut along both, twice along one, or copied along one",
+    "layout and penalty",
+)
+def test_meshes_of_two_axes_follow_the_full_tensors(tmp_path, tries):
+    assert report(failures_of("sharded_tensors", 4, tmp_path), "four", tries) == ""

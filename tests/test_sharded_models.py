@@ -20,24 +20,23 @@ def failures_of_four(tmp_path_factory):
 
 @pytest.mark.promise(
     "processes",
-    "a model under DDP with no_sync, FSDP2 or ZeRO-1 trains as on one process: the same structure, "
-    "float64 weights to 1e-9, and what FSDP2 saves goes on bit by bit",
-    "optimizer and wrapper",
+    "a model under FSDP2 trains as on one process, groups over several tensors included: the same "
+    "structure, float64 weights to 1e-9; and what it saves goes on bit by bit",
+    "optimizer",
 )
 @every
 def test_models_train_like_on_one_process(failures, tries, optimizer):
-    for kind in ("FSDP", "resumes", "DDP", "ZeRO-1"):
-        assert report(failures, f"{optimizer} {kind}", tries) == ""
+    assert report(failures, f"{optimizer} ", tries) == ""
 
 
 @pytest.mark.promise(
     "processes",
-    "groups over several tensors live and die as on one process under tensor parallelism, with "
-    "parameters offloaded, and in mixed precision given the same gradients",
+    "groups live and die as on one process under DDP with no_sync, ZeRO-1, tensor parallelism, "
+    "with parameters offloaded, and in mixed precision given the same gradients",
     "layout",
 )
 @pytest.mark.parametrize(
-    "case", ["resumes", "FSDP uncoupled", "FSDP offloaded", "mixed precision", "TP"]
+    "case", ["DDP", "ZeRO-1$", "resumes", "FSDP un", "FSDP off", "mixed precision", "TP"]
 )
 def test_layouts_train_like_one_process(failures, tries, case):
     assert report(failures, case, tries) == ""
@@ -51,6 +50,10 @@ def test_layouts_train_like_one_process(failures, tries, case):
 @pytest.mark.parametrize("case", ["FSDP", "TP"])
 def test_gathered_models_shrink_like_those_of_one_process(failures, tries, case):
     assert report(failures, f"shrinks {case}", tries) == ""
+
+
+def test_the_strength_for_a_size_is_found_on_sharded_parameters(failures):
+    assert report(failures, "size") == ""
 
 
 def test_zero_redundancy_with_coupled_groups_is_refused(failures):

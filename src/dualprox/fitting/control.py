@@ -14,6 +14,7 @@ from ..checks import is_count, require
 from ..kinds import check_kinds
 from ..optim import DualAveraging
 from ..penalties import GroupPenalty, Rank, Support
+from ..sharding import is_sharded
 from ..shrinking.factorize import factorizable, factorize
 from ..shrinking.footprint import Footprint
 from ..shrinking.inputs import ExampleInput
@@ -77,7 +78,8 @@ class SizeControl:
     Args:
         opt: RMDA or RAMDA with group penalties or nuclear norms, best made by
             ``param_groups(..., coupled=True, example_input=x)``.
-        model: that it trains.
+        model: that it trains; of a sharded one, an ordinary model of the same architecture, whose
+            weights do not matter.
         target: what is asked for.
         example_input: as in `shrink`.
         ramp_steps: >= 1.
@@ -140,6 +142,9 @@ class SizeControl:
         self.ramp_steps, self.hold_from, self.every = ramp_steps, hold_from, every
         self.balance, self.select_inputs = balance, select_inputs
         called = {id(param): name for name, param in model.named_parameters()}
+        # Of sharded ones the model is the ordinary twin: they have its names.
+        named = opt.named_params()
+        called.update({id(param): name for name, param, _ in named if is_sharded(param)})
         self.levels: list[Level] = []
         self.names: list[list[str]] = []
         for number, group in enumerate(opt.param_groups):

@@ -4,12 +4,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..joint import Joint, Partition
 from ..optim import DualAveraging
 from ..optim.bundle import as_tensor, tensors_of
 from ..optim.solve import solve
@@ -24,7 +25,9 @@ from ..penalties import (
     Rank,
     Support,
 )
+from ..penalties.coupled import taken_by
 from ..penalties.low_rank import SpectralPenalty, rounding_level
+from ..sharding import whole
 from ..subproblem import Subproblem
 
 # Relative: below it, rounding in float32 decides whether a group at its critical strength lives.
@@ -59,7 +62,7 @@ class Level:
     def everything(self) -> Support | Rank:
         """The structure in which all lives."""
         point = self.unit.point([torch.zeros_like(param) for param in self.unit.params])
-        found = self.base.structure(_vector(self.base, point))
+        found = self.base.structure(point)
         if isinstance(found, Rank):
             return replace(found, rank=found.full)
         assert isinstance(found, Support)
@@ -112,7 +115,7 @@ class Level:
         problem = replace(self.problem, penalty=penalty)
         point = solve(problem, start.to(problem.linear.dtype), self.unit.group.get("solver")).point
         joint = self.unit.point(tensors_of(point))
-        found = penalty.structure(_vector(penalty, joint))
+        found = penalty.structure(joint)
         assert isinstance(found, Support | Rank)
         return replace(found, rank=_rank(point)) if isinstance(found, Rank) else found
 
@@ -175,10 +178,6 @@ def require_own_groups(
             )
 
 
-def _vector(penalty: Penalty, point: Tensor) -> Tensor:
-    return point.vector() if isinstance(penalty, Coupled) else point  # pyright: ignore
-
-
 def _grouped(penalty: Penalty, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
     """The partition of the tensors into groups, and the sizes of these."""
     if isinstance(penalty, Coupled):
@@ -199,7 +198,7 @@ def _critical_strengths(problem: Subproblem, penalty: Penalty) -> Tensor | None:
     number.
     """
     if isinstance(penalty, NuclearNorm) and isinstance(problem.metric, int | float):
-        values = torch.linalg.svdvals(problem.pull().flatten(1).double())
+        values = torch.linalg.svdvals(whole(problem.pull()).flatten(1).double())
         return values / float(problem.threshold)
     inner = penalty.penalty if isinstance(penalty, Coupled) else penalty
     if type(inner) not in (GroupLasso, GroupL0):
@@ -207,12 +206,11 @@ def _critical_strengths(problem: Subproblem, penalty: Penalty) -> Tensor | None:
     assert isinstance(inner, GroupPenalty)
 
     def view(tensor: Tensor) -> Tensor:
-        if isinstance(penalty, Coupled):
-            return cast(Tensor, penalty.coupling.joint(tensors_of(tensor)))
-        return inner.slices.view(tensor)
+        taken = taken_by(penalty, tensors_of(tensor))
+        return taken if isinstance(taken, Joint) else inner.slices.view(taken)
 
     pull = view(problem.pull())
-    partition = penalty.coupling if isinstance(penalty, Coupled) else inner.slices
+    partition = inner.partition(pull)
     if type(inner) is GroupLasso:
         sizes = partition.norm(pull)
     else:
@@ -223,16 +221,17 @@ def _critical_strengths(problem: Subproblem, penalty: Penalty) -> Tensor | None:
             )
             / 2
         )
-    whole = pull if isinstance(penalty, Coupled) else problem.pull()
-    weights = torch.as_tensor(inner.group_weight(whole), dtype=sizes.dtype)
+    weights = torch.as_tensor(
+        inner.group_weight(pull if isinstance(pull, Joint) else problem.pull()), dtype=sizes.dtype
+    )
     weights = weights.clamp_min(torch.finfo(sizes.dtype).tiny)
     found = (sizes / float(problem.threshold) / weights).flatten()
-    return found[: penalty.coupling.count()] if isinstance(penalty, Coupled) else found
+    return found[: partition.count()] if isinstance(partition, Partition) else found
 
 
 def _rank(point: Tensor) -> int:
     """The rank that `factorize` finds."""
-    matrix = point.flatten(1).double()
+    matrix = whole(point).flatten(1).double()
     return int((torch.linalg.svdvals(matrix) > rounding_level(matrix, point.dtype)).sum())
 
 
