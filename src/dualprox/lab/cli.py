@@ -1,8 +1,11 @@
 """The `dualprox` command."""
 
 import argparse
+import contextlib
 import json
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +13,7 @@ from pathlib import Path
 import dualprox as dp
 
 from ..files import read_json, read_json_lines
-from . import console
+from . import console, ranks
 from .bench.command import add_bench
 from .doctor import doctor
 from .experiments.command import add_report, add_reproduce, show_reproduced, show_table
@@ -23,16 +26,38 @@ from .settings import Run, to_json, with_settings
 from .usage import UsageError, require_extras
 
 _DEFAULT = "digits_mlp_ramda"
+# Commands for which torchrun may start several processes.
+_TOGETHER = ("train",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` and return its exit code."""
-    args = _parser().parse_args(argv)
-    try:
-        return args.run(args)
-    except UsageError as error:
-        print(f"dualprox: {error}", file=sys.stderr)
+    args = _parsed(argv)
+    if ranks.launched() > 1 and args.command not in _TOGETHER:
+        ranks.complain(f"dualprox: {args.command} is for one process: run it without torchrun")
         return 2
+    try:
+        code = args.run(args)
+    except UsageError as error:
+        ranks.complain(f"dualprox: {error}")
+        code = 2
+    except Exception as error:
+        if ranks.world() == 1:
+            raise
+        gone = "dualprox: another process of this run is gone"
+        ranks.complain(gone if ranks.is_loss_of_another(error) else traceback.format_exc())
+        code = 1
+    return ranks.leave(code)
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; of several processes, which all have the same, one says what is wrong."""
+    with contextlib.ExitStack() as stack:
+        if os.environ.get("RANK", "0") != "0":
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        return _parser().parse_args(argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     parser.add_argument("--version", action="version", version=f"dualprox {dp.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     train = commands.add_parser(
         "train",
@@ -64,9 +89,13 @@ def _parser() -> argparse.ArgumentParser:
         "  dualprox train digits_mlp_rmda --seed 3 --out runs/rmda\n"
         "  dualprox train --set epochs=40 milestones=15,30 penalty.strength=5e-4\n"
         "  dualprox train fsdd_conv1d_ramda --set data_dir=DIR\n"
-        "  dualprox train --resume runs/rmda\n\n"
+        "  dualprox train --resume runs/rmda\n"
+        "  torchrun --nproc-per-node 4 -m dualprox train cifar_resnet_ramda --set device=cuda\n\n"
         "Ctrl-C or a kill at any moment leaves a folder that --resume finishes, bit for bit as if\n"
-        "nothing had happened. `dualprox show RECIPE` lists the fields that --set takes.",
+        "nothing had happened. `dualprox show RECIPE` lists the fields that --set takes.\n\n"
+        "Processes that torchrun starts train one run together, batch_size examples in a step of\n"
+        "all of them, and --resume goes on with any number of processes. With --max-restarts and\n"
+        "--out, a run whose processes fail goes on by itself: docs/distributed_cli.md.",
         formatter_class=raw,
     )
     train.add_argument("recipe", nargs="?", help=f"a name from `dualprox list`; {_DEFAULT}")
@@ -133,9 +162,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(args: argparse.Namespace) -> int:
     require_extras()
-    from .folders import RunFolderError
-    from .train import check, start
+    from .train import check
 
+    ranks.join()
     if args.resume is not None:
         if args.recipe or args.settings or args.out or args.seed is not None:
             raise UsageError("--resume takes everything from its folder: give nothing beside it")
@@ -148,12 +177,26 @@ def _train(args: argparse.Namespace) -> int:
         check(run)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    folder = args.out if args.out is not None else console.fresh_folder(run.recipe)
+    return _finish(ranks.from_first(lambda: _begun(run, args.out)))
+
+
+def _begun(run: Run, out: Path | None) -> Path:
+    """A new run folder, or the one that torchrun's processes had made before it restarted them."""
+    from .folders import RunFolderError, mark_launch, marked_launch
+    from .train import start
+
+    if ranks.has_restarted() and out is not None and marked_launch(out) == ranks.launch():
+        return out
+    if ranks.may_restart() and out is None:
+        raise UsageError("--max-restarts needs --out DIR, where restarted processes find the run")
+    folder = out if out is not None else console.fresh_folder(run.recipe)
     try:
         start(run, folder)
+        if ranks.may_restart():
+            mark_launch(folder, ranks.launch())
     except (RunFolderError, OSError) as error:
         raise UsageError(str(error)) from None
-    return _finish(folder)
+    return folder
 
 
 def _finish(folder: Path) -> int:
@@ -171,8 +214,10 @@ def _finish(folder: Path) -> int:
             names = [name for name in (run.baseline, run.recipe) if name]
             with console.stoppable(), console.progress(names) as show:
                 training = go_on(folder, lambda run, row: show(run.recipe, run.epochs, row))
-                write_report(training, folder)
-        _print_summary(folder, run)
+                if ranks.is_first():
+                    write_report(training, folder)
+        if ranks.is_first():
+            _print_summary(folder, run)
         return 0
 
     return console.exit_code(train, f"go on with: dualprox train --resume {folder}")

@@ -3,12 +3,12 @@
 import argparse
 import contextlib
 import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from . import ranks
 from .data import DataError, caveat
 from .recipes import RECIPES
 from .scores import score_of
@@ -106,10 +106,10 @@ def exit_code(work: Callable[[], int], advice: str) -> int:
     except (RunFolderError, DataError) as error:
         raise UsageError(str(error)) from None
     except FloatingPointError as error:
-        print(f"dualprox: {error}", file=sys.stderr)
+        ranks.complain(f"dualprox: {error}")
         return 1
     except (KeyboardInterrupt, Terminated) as reason:
-        print(f"\nstopped; {advice}", file=sys.stderr)
+        ranks.complain(f"\nstopped; {advice}")
         return 130 if isinstance(reason, KeyboardInterrupt) else 143
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from ..files import write_json
 from . import settings
 from .settings import Run
 
 START = "start.safetensors"
+_LAUNCH = "launch.json"
 # Those that make folders of their own kind.
 COMMANDS = ("path", "fit", "reproduce")
 
@@ -25,6 +27,19 @@ def require_empty(folder: Path) -> None:
         raise RunFolderError(
             f"{folder} is not empty; continue it with --resume {folder} or choose another --out"
         )
+
+
+def mark_launch(folder: Path, launch: str) -> None:
+    """Write down which start of torchrun made the folder."""
+    write_json(folder / _LAUNCH, {"launch": launch})
+
+
+def marked_launch(folder: Path) -> str | None:
+    """Which start of torchrun made the folder; None if none did."""
+    try:
+        return json.loads((folder / _LAUNCH).read_text())["launch"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def read_run(folder: Path) -> Run:

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from . import ranks
+
 EVERY = 100
 
 
@@ -28,7 +30,7 @@ class Losses:
         self.unread: list[Tensor] = []
 
     def add(self, loss: Tensor) -> None:
-        """Take the loss, a scalar, of the next step.
+        """Take the loss, a scalar, of the next step; of several processes, this one's part of it.
 
         Raises:
             FloatingPointError: it, or one of those that had not been read, is not finite.
@@ -49,7 +51,7 @@ class Losses:
     def _read(self) -> None:
         if not self.unread:
             return
-        new, before = torch.stack(self.unread).tolist(), len(self.read)
+        new, before = ranks.total(torch.stack(self.unread)).tolist(), len(self.read)
         self.read += new
         self.unread.clear()
         for step, loss in enumerate(new, start=before + 1):

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ import dualprox as dp
 
 from ..checks import require
 from ..files import read_json_lines, write_atomically, write_json, write_json_lines
-from . import data, settings
+from . import data, ranks, settings
 from .folders import START, read_checkpoint, read_run, require_empty
 from .losses import Losses
 from .networks import can_shrink, example_input, make_model
 from .optimizers import make_optimizer, make_schedule
 from .recipes import RECIPES
+from .replica import Replica
 from .rigl import masked_sparsity
 from .settings import Run
 from .tasks import task_of
@@ -97,8 +98,17 @@ class Training:
             "epoch": self.epoch,
             "lr": self.opt.param_groups[0]["lr"],
             "loss": loss,
-            **self.evaluate(),
+            **ranks.from_first(self.measure),
         }
+        if self.run.schedule == "multistep":
+            self.schedule.step()
+        if self.run.shrink_at_restart and self.epoch in self.run.milestones:
+            self.shrink_()
+        return row
+
+    def measure(self) -> dict[str, Any]:
+        """Validation metrics and sparsity at the structured point; one process speaks for all."""
+        row: dict[str, Any] = self.evaluate()
         if self.monitor is not None and isinstance(self.opt, dp.ProximalOptimizer):
             record = asdict(self.monitor.update())
             row |= self.sparsity(dp.structure(self.opt)) | {
@@ -106,10 +116,6 @@ class Training:
             }
         if isinstance(self.opt, dp.RigL):
             row["unstructured_sparsity"] = masked_sparsity(self.opt, self.model)
-        if self.run.schedule == "multistep":
-            self.schedule.step()
-        if self.run.shrink_at_restart and self.epoch in self.run.milestones:
-            self.shrink_()
         return row
 
     def train_steps(self) -> float:
@@ -120,13 +126,17 @@ class Training:
         """
         losses = Losses(f"epoch {self.epoch}")
         self.model.train()
-        for batch in islice(self.task.batches(self.epoch), self.epoch_steps):
-            self.opt.zero_grad()
-            with self.autocast():
-                loss = self.task.loss(self.model, batch)
-            self.scaler.scale(loss).backward()
-            self.step()
-            losses.add(loss)
+        replica = Replica(self.task, self.model, self.run.seed)
+        batches = islice(self.task.batches(self.epoch), self.epoch_steps)
+        with replica.training():
+            for number, batch in zip(count(1), batches, strict=False):
+                self.opt.zero_grad()
+                with self.autocast():
+                    loss = replica.loss(batch, self.epoch, number)
+                # Torch takes the mean of the processes' gradients, where their sum is wanted.
+                self.scaler.scale(loss * ranks.world()).backward()
+                self.step()
+                losses.add(loss)
         return losses.mean()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -178,7 +188,10 @@ class Training:
             return self.task.evaluate(self.model)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides how training goes on, loadable with ``weights_only=True``."""
+        """Everything that decides how training goes on, loadable with ``weights_only=True``.
+
+        Of several processes all must call it, and what the first one gets is whole.
+        """
         return {
             "run": json.dumps(settings.to_json(self.run)),
             "epoch": self.epoch,
@@ -253,7 +266,7 @@ def go_on(folder: Path, progress: Progress) -> Training:
     Returns:
         The finished training; `checkpoint.pt`, `metrics.jsonl`, `timing.jsonl` and
         `model.safetensors` are on disk. If it is interrupted or killed at any moment, calling it
-        again leads to the same bits.
+        again leads to the same bits. Of several processes all call it, and the first one writes.
 
     Raises:
         RunFolderError: the folder cannot go on.
@@ -266,7 +279,7 @@ def go_on(folder: Path, progress: Progress) -> Training:
     saved = read_checkpoint(folder, run)
     if run.baseline is not None:
         go_on(folder / "dense", progress)
-    training = Training(run)
+    training = Training(ranks.placed(run))
     if saved is not None:
         training.load_state_dict(saved)
     elif (folder / START).exists():
@@ -279,14 +292,18 @@ def go_on(folder: Path, progress: Progress) -> Training:
         began = time.perf_counter()
         metrics.append(training.train_epoch())
         timing.append({"epoch": training.epoch, "seconds": time.perf_counter() - began})
+        ranks.require_same(training.model.parameters(), f"after epoch {training.epoch}")
+        state = training.state_dict()
+        if not ranks.is_first():
+            continue
         # The checkpoint comes last: what it vouches for is on disk, and lines beyond it are cut.
         write_json_lines(folder / "metrics.jsonl", metrics)
         write_json_lines(folder / "timing.jsonl", timing)
-        state = training.state_dict()
         write_atomically(
             folder / "checkpoint.pt", lambda file, state=state: torch.save(state, file)
         )
         progress(run, metrics[-1])
-    weights = save(training.structured_weights())
-    write_atomically(folder / "model.safetensors", lambda file: file.write(weights))
+    if ranks.is_first():
+        weights = save(training.structured_weights())
+        write_atomically(folder / "model.safetensors", lambda file: file.write(weights))
     return training

@@ -2,14 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..settings import Run
 
-B = TypeVar("B")
+# Tensors with a row for each example.
+B = TypeVar("B", bound=tuple[Tensor, ...])
 
 
 class Task(ABC, Generic[B]):
@@ -43,6 +44,14 @@ class Task(ABC, Generic[B]):
     @abstractmethod
     def loss(self, model: nn.Module, batch: B) -> Tensor:
         """The mean loss of a batch, a scalar to go backward from."""
+
+    def share(self, batch: B, rows: slice) -> B:
+        """Some rows of a batch, padded as the batch is."""
+        return cast(B, tuple(part[rows] for part in batch))
+
+    def weight(self, batch: B) -> Tensor | int:
+        """How many things the mean loss of a batch is a mean over; here its rows."""
+        return len(batch[0])
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> dict[str, float]:

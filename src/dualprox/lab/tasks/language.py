@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import require
-from .. import data
+from .. import data, ranks
 from ..data import DataError
 from ..data.wikitext import segments
 from ..settings import Run
@@ -92,15 +92,22 @@ class Language(Task[Batch]):
         return words, targets
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the text, and the memory."""
-        memory = None if self.memory is None else self.memory.cpu()
+        """The place in the text, and the memory, of whose rows each process has its own."""
+        memory = self.memory
+        if memory is not None:
+            mine = ranks.rows(self.run.batch_size)
+            # Without rows of its own, a process has remembered all.
+            memory = ranks.at_first(memory[:, : mine.stop - mine.start].cpu(), dim=1)
         return {"round": self.round, "taken": self.taken, "memory": memory}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.round, self.taken = saved["round"], saved["taken"]
-        memory = saved["memory"]
-        self.memory = None if memory is None else memory.to(self.device)
+        memory, mine = saved["memory"], ranks.rows(self.run.batch_size)
+        if memory is not None:
+            own = memory[:, mine] if mine.start < mine.stop else memory
+            memory = own.to(self.device)
+        self.memory = memory
 
 
 def require_plain(run: Run) -> None:

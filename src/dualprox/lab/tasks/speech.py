@@ -38,6 +38,14 @@ class Speech(Task[Utterances]):
         """`tacotron2_loss`."""
         return tacotron2_loss(model(*batch), batch.mel, batch.mel_lengths)
 
+    def share(self, batch: Utterances, rows: slice) -> Utterances:
+        """Some of the sentences."""
+        return Utterances(*super().share(batch, rows))
+
+    def weight(self, batch: Utterances) -> Tensor:
+        """How many frames there are."""
+        return batch.mel_lengths.sum()
+
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Validation loss, the mean over frames."""

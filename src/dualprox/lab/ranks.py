@@ -1,0 +1,184 @@
+"""The processes of one run, as torchrun starts them: who they are, and what they tell each other.
+
+Without torchrun, and with one process, every function here does nothing or returns its argument.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .settings import Run
+from .usage import UsageError
+
+T = TypeVar("T")
+# Where the processes agree on which of them reports a failure; None before `join`.
+_store: Any = None
+
+
+def launched() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def world() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this one, from 0."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+def is_first() -> bool:
+    """Whether this process writes files, evaluates and reports."""
+    return rank() == 0
+
+
+def join() -> None:
+    """Meet the other processes that torchrun has started; all but the first print nothing more.
+
+    They talk by gloo, about what is on a GPU by NCCL. Does nothing for a single process.
+    """
+    global _store
+    if launched() == 1:
+        return
+    # gloo's threads add numbers up, and threads take the mode that they are born under.
+    torch.set_flush_denormal(True)
+    _store, number, count = next(iter(dist.rendezvous("env://")))
+    on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    dist.init_process_group(backend, store=_store, rank=number, world_size=count)
+    if number > 0:
+        sys.stdout = open(os.devnull, "w")
+
+
+def leave(code: int) -> int:
+    """Part from the other processes, and return the exit code of this one.
+
+    After a failure the process ends here and now: the others may wait in the middle of a sum, and
+    closing the group in good order would wait for them.
+    """
+    if _store is None:
+        return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code != 0:
+        os._exit(code)
+    dist.destroy_process_group()
+    return code
+
+
+def complain(text: str) -> None:
+    """Print an error, unless another process of the run has reported one before."""
+    if _store is None:
+        is_mine = int(os.environ.get("RANK", "0")) == 0
+    else:
+        try:
+            is_mine = _store.add("dualprox/failures", 1) == 1
+        except dist.DistError:  # the process that kept the store is gone, and torchrun says so
+            is_mine = False
+    if is_mine:
+        print(text, file=sys.stderr)
+
+
+def is_loss_of_another(error: BaseException) -> bool:
+    """Whether an error means that another process of the run has ended."""
+    return world() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+
+def placed(run: Run) -> Run:
+    """The run on the device of this process: a GPU each if it asks for one.
+
+    Raises:
+        UsageError: this machine has fewer GPUs than processes.
+    """
+    if world() == 1 or run.device == "cpu":
+        return run
+    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= gpus:
+        count = os.environ.get("LOCAL_WORLD_SIZE", "?")
+        raise UsageError(
+            f"device={run.device} takes a GPU for every process of a machine, "
+            f"got {count} processes and {gpus} GPUs"
+        )
+    torch.cuda.set_device(local)
+    return replace(run, device=f"cuda:{local}")
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes; the others wait for it."""
+    if world() == 1:
+        return make()
+    box: list[Any] = [make() if is_first() else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def rows(count: int) -> slice:
+    """Which of `count` rows are this process's; as even as can be, and of few rows maybe none."""
+    return slice(rank() * count // world(), (rank() + 1) * count // world())
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum over all processes, of tensors of one shape."""
+    if world() == 1:
+        return tensor
+    summed = tensor.detach().clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+def at_first(tensor: Tensor, dim: int) -> Tensor:
+    """The parts of all processes, joined along an axis; on other processes than the first its own.
+
+    Args:
+        tensor: of this process, on the CPU; sizes along `dim` may differ.
+        dim: the axis.
+    """
+    if world() == 1:
+        return tensor
+    parts: list[Any] | None = [None] * world() if is_first() else None
+    dist.gather_object(tensor, parts, dst=0)
+    return tensor if parts is None else torch.cat(parts, dim)
+
+
+def require_same(weights: Iterable[Tensor], when: str) -> None:
+    """Raise FloatingPointError unless all processes have the same float32 weights, bit for bit.
+
+    All of them take each step by themselves from one gradient, so they must.
+    """
+    if world() == 1:
+        return
+    bits = [weight.detach().contiguous().view(torch.int32) for weight in weights]
+    sums = torch.stack([each.sum(dtype=torch.int64) for each in bits])
+    extremes = torch.cat((sums, -sums))
+    dist.all_reduce(extremes, dist.ReduceOp.MAX)
+    if not torch.equal(extremes, torch.cat((sums, -sums))):
+        raise FloatingPointError(
+            f"{when} the processes have different weights: they must run on machines of one kind, "
+            "with one version of torch; the checkpoint of the epoch before is untouched"
+        )
+
+
+def launch() -> str:
+    """A name of this start of torchrun that stays through its restarts."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return f"{socket.gethostname()} {os.getppid()}" if name == "none" else name
+
+
+def may_restart() -> bool:
+    """Whether torchrun will start processes again that fail."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+def has_restarted() -> bool:
+    """Whether torchrun has started this process again, after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
