@@ -1,0 +1,24 @@
+"""The `dualprox` command, of which the second process fails in its third epoch, the first time."""
+
+import os
+import signal
+import sys
+
+from dualprox.lab import train
+from dualprox.lab.cli import main
+
+how, *args = sys.argv[1:]
+train_epoch = train.Training.train_epoch
+
+
+def failing(training: train.Training) -> dict[str, object]:
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if training.epoch == 2 and os.environ["RANK"] == "1" and restarts == "0":
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise FloatingPointError("one process alone has failed")
+    return train_epoch(training)
+
+
+train.Training.train_epoch = failing
+sys.exit(main(args))
