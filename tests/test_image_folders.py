@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from dualprox.lab.data import CATALOGUE, DataError, load, load_split, require_files
-from dualprox.lab.data.imagenet import ImageFolders, centre_crop
+from dualprox.lab.data.imagenet import Decoded, ImageFolders, centre_crop
 from dualprox.lab.data.split import random_flip
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -134,6 +134,20 @@ def test_seed_and_epoch_alone_decide_the_bits_of_a_batch(folders):
     assert torch.equal(inputs, with_workers)
     others = [epoch(folders, 0, 2, random_flip)[0], epoch(folders, 1, 1, random_flip)[0]]
     assert all(not torch.equal(inputs, other) for other in others)
+
+
+def test_batches_that_were_taken_are_left_out_without_reading_them(folders, monkeypatch):
+    read, decode = [], Decoded.__getitem__
+    monkeypatch.setattr(
+        Decoded, "__getitem__", lambda self, index: (read.append(index), decode(self, index))[1]
+    )
+    whole = list(folders.batches(3, 0, 1, random_flip))
+    for first in range(4):
+        read.clear()
+        left = list(folders.batches(3, 0, 1, random_flip, first))
+        assert len(left) == 3 - first and len(read) == max(0, 7 - 3 * first)
+        for ours, theirs in zip(left, whole[first:], strict=True):
+            assert all(map(torch.equal, ours, theirs))
 
 
 def test_two_epochs_cut_an_image_differently(folders):

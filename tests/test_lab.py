@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from dualprox.kernels import native, triton_steps
-from dualprox.lab import doctor, settings, specs, train
+from dualprox.lab import checkpoints, doctor, settings, specs, train
 from dualprox.lab.cli import main
 from dualprox.lab.recipes import RECIPES
 
@@ -116,7 +116,7 @@ def test_a_run_folder_holds_what_it_promises(tmp_path, capsys):
     assert main(args) == 0
     printed = capsys.readouterr().out
     assert "weighted group sparsity" in printed and "dead input pixels" in printed
-    for name in ("config.json", "metrics.jsonl", "checkpoint.pt", "model.safetensors"):
+    for name in ("config.json", "metrics.jsonl", "checkpoints", "model.safetensors"):
         assert (folder / name).stat().st_size and (folder / "dense" / name).stat().st_size
     for name in ("training.png", "pixels.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
@@ -135,7 +135,9 @@ def test_a_run_folder_holds_what_it_promises(tmp_path, capsys):
     weights = load_file(folder / "model.safetensors")
     dead = (weights["fc1.weight"] == 0).all(dim=0).nonzero().flatten().tolist()
     assert dead and dead == summary["dead_inputs"]["fc1"]
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["epoch"] == 3
+    last, before = checkpoints.listed(folder)
+    assert torch.load(last, weights_only=True)["epoch"] == 3
+    assert torch.load(before, weights_only=True)["epoch"] == 2
 
     assert main(["train", "--out", str(folder)]) == 2
     assert "is not empty; continue it with --resume" in capsys.readouterr().err
@@ -148,10 +150,18 @@ def test_a_run_folder_holds_what_it_promises(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "checkpoint.pt").write_bytes(b"junk"), "is damaged or no checkpoint"),
         (
-            lambda f: (f / "checkpoint.pt").write_bytes((f / "checkpoint.pt").read_bytes()[:999]),
-            "is damaged or no checkpoint",
+            lambda f: [path.write_bytes(b"junk") for path in checkpoints.listed(f)],
+            "is whole: epoch-3-step-0-",
+        ),
+        (
+            lambda f: (f / "metrics.jsonl").write_text("{}\n"),
+            "metrics.jsonl has 1 epochs, the last checkpoint beside it 3",
+        ),
+        (lambda f: (f / "timing.jsonl").write_text("{\n"), "timing.jsonl is damaged"),
+        (
+            lambda f: [path.unlink() for path in checkpoints.listed(f)],
+            "has 3 epochs, the last checkpoint beside it 0",
         ),
         (lambda f: (f / "config.json").write_text("{"), "is damaged"),
         (lambda f: (f / "config.json").write_text('{"a": 1}'), "not a run of this version"),
@@ -168,10 +178,10 @@ def test_a_damaged_folder_is_refused_and_left_as_it_is(damage, message, tmp_path
     assert main(["train", "--out", str(folder), *SHORT]) == 0
     (folder / "summary.json").unlink()
     damage(folder)
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     assert main(["train", "--resume", str(folder)]) == 2
     assert message in capsys.readouterr().err
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU keeps subnormal numbers")
@@ -269,7 +279,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
         for name in ("metrics.jsonl", "model.safetensors"):
             assert (whole / part / name).read_bytes() == (killed / part / name).read_bytes()
         ours, theirs = (
-            torch.load(folder / part / "checkpoint.pt", weights_only=True)
+            torch.load(checkpoints.listed(folder / part)[0], weights_only=True)
             for folder in (whole, killed)
         )
         assert ours["run"] == theirs["run"] and ours["epoch"] == theirs["epoch"]

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dualprox.lab import train
-from dualprox.lab.losses import Losses
+from dualprox.lab import checkpoints, train
 from dualprox.lab.networks import make_model
 from dualprox.lab.recipes import RECIPES
 from dualprox.lab.settings import Run, with_settings
@@ -97,29 +96,6 @@ def test_a_step_whose_scaled_gradient_overflows_is_skipped_and_does_not_count():
     assert any((p != q).any() for p, q in zip(training.model.parameters(), before, strict=True))
 
 
-def test_a_loss_that_is_not_finite_is_named_with_its_step():
-    losses = Losses("epoch 7")
-    for step in range(1, 130):
-        losses.add(torch.tensor(math.nan if step == 117 else 1.0))
-    message = "the loss is nan in epoch 7, step 117, found when steps 101 to 129 were looked at"
-    with pytest.raises(FloatingPointError, match=message):
-        losses.mean()
-
-
-def test_losses_are_read_a_hundred_at_a_time(monkeypatch):
-    reads, losses = [], Losses("epoch 1")
-    tolist = torch.Tensor.tolist
-    monkeypatch.setattr(
-        torch.Tensor, "tolist", lambda self: (reads.append(len(self)), tolist(self))[1]
-    )
-    monkeypatch.setattr(torch.Tensor, "item", lambda self: pytest.fail("waits for the device"))
-    values = [0.1 * step for step in range(250)]
-    for value in values:
-        losses.add(torch.tensor(value, dtype=torch.float64))
-    assert losses.mean() == sum(values) / 250
-    assert reads == [100, 100, 50]
-
-
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cpu:0", "mps"])
 def test_a_device_is_named_as_torch_names_it(device):
     with pytest.raises(ValueError, match="device must be cpu, cuda or cuda:N, got"):
@@ -144,10 +120,10 @@ def test_a_run_begun_on_another_device_goes_on_here(tmp_path):
     train.start(run, folder)
     with pytest.raises(KeyboardInterrupt):
         train.go_on(folder, stop)
-    saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+    saved = torch.load(checkpoints.listed(folder)[0], weights_only=True)
     saved["run"] = saved["run"].replace('"device": "cpu"', '"device": "cuda"')
     assert "cuda" in saved["run"]
-    torch.save(saved, folder / "checkpoint.pt")
+    checkpoints.save(folder, saved, keep=1)
     train.go_on(folder, lambda run, row: None)
     ours, theirs = (tmp_path / name / "metrics.jsonl" for name in ("moved", "whole"))
     assert ours.read_bytes() == theirs.read_bytes()

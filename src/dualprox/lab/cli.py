@@ -12,7 +12,7 @@ from pathlib import Path
 
 import dualprox as dp
 
-from ..files import read_json, read_json_lines
+from ..files import WriteError, read_json, read_json_lines
 from . import console, ranks
 from .bench.command import add_bench
 from .doctor import doctor
@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         ranks.complain(f"dualprox: {error}")
         code = 2
+    except WriteError as error:
+        ranks.complain(f"dualprox: {error}")
+        code = 1
     except Exception as error:
         if ranks.world() == 1:
             raise
@@ -82,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         help="train a recipe into a run folder",
         description="Train a recipe, beside its dense baseline, and write a run folder:\n"
-        "config.json, metrics.jsonl, checkpoint.pt, model.safetensors (the structured point),\n"
+        "config.json, metrics.jsonl, checkpoints, model.safetensors (the structured point),\n"
         "summary.json, training.png and, for an MLP on images, pixels.png.",
         epilog="examples:\n"
         "  dualprox train\n"
@@ -91,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         "  dualprox train fsdd_conv1d_ramda --set data_dir=DIR\n"
         "  dualprox train --resume runs/rmda\n"
         "  torchrun --nproc-per-node 4 -m dualprox train cifar_resnet_ramda --set device=cuda\n\n"
-        "Ctrl-C or a kill at any moment leaves a folder that --resume finishes, bit for bit as if\n"
+        "Ctrl-C, SIGTERM and SIGUSR1 finish the step and save; a second one stops at once. A kill\n"
+        "loses what is younger than the last checkpoint: there is one after every epoch and every\n"
+        "checkpoint_minutes. Either leaves a folder that --resume finishes, bit for bit as if\n"
         "nothing had happened. `dualprox show RECIPE` lists the fields that --set takes.\n\n"
         "Processes that torchrun starts train one run together, batch_size examples in a step of\n"
         "all of them, and --resume goes on with any number of processes. With --max-restarts and\n"
@@ -212,7 +217,7 @@ def _finish(folder: Path) -> int:
         else:
             console.print_caveat(run)
             names = [name for name in (run.baseline, run.recipe) if name]
-            with console.stoppable(), console.progress(names) as show:
+            with console.progress(names) as show:
                 training = go_on(folder, lambda run, row: show(run.recipe, run.epochs, row))
                 if ranks.is_first():
                     write_report(training, folder)

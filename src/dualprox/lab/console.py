@@ -2,14 +2,14 @@
 
 import argparse
 import contextlib
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from ..files import WriteError
 from . import ranks
 from .data import DataError, caveat
+from .interrupts import Stopped, listening
 from .recipes import RECIPES
 from .scores import score_of
 from .settings import Run
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 
 # Which bar, how many epochs it has, and the row of metrics of the last one.
 Show = Callable[[str, int, dict[str, Any]], None]
-
-
-class Terminated(BaseException):
-    """SIGTERM: like Ctrl-C, the run stays resumable."""
 
 
 def add_settings(parser: argparse.ArgumentParser, folder: str) -> None:
@@ -75,26 +71,12 @@ def print_caveat(run: Run) -> None:
         print(f"note: {note}")
 
 
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Let SIGTERM raise `Terminated` inside the block."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def exit_code(work: Callable[[], int], advice: str) -> int:
     """Do the work of a run folder, and return its exit code, or that of its failure.
 
     Args:
-        work: training and printing; returns its exit code.
-        advice: what to do after Ctrl-C or SIGTERM.
+        work: training and printing; returns its exit code. It is stopped by signals.
+        advice: what to do after Ctrl-C, SIGTERM or a full disk.
 
     Raises:
         UsageError: the folder or the data cannot be used.
@@ -102,15 +84,19 @@ def exit_code(work: Callable[[], int], advice: str) -> int:
     from .folders import RunFolderError
 
     try:
-        return work()
+        with listening():
+            return work()
     except (RunFolderError, DataError) as error:
         raise UsageError(str(error)) from None
     except FloatingPointError as error:
         ranks.complain(f"dualprox: {error}")
         return 1
-    except (KeyboardInterrupt, Terminated) as reason:
+    except (WriteError, OSError) as error:
+        ranks.complain(f"dualprox: {error}; when that is mended {advice}")
+        return 1
+    except (KeyboardInterrupt, Stopped) as reason:
         ranks.complain(f"\nstopped; {advice}")
-        return 130 if isinstance(reason, KeyboardInterrupt) else 143
+        return reason.code if isinstance(reason, Stopped) else 130
 
 
 def print_summary(title: str, rows: Iterable[tuple[str, str]], folder: Path) -> None:

@@ -78,7 +78,7 @@ def _fit(args: argparse.Namespace) -> int:
             begin(wish, folder)
             console.print_caveat(wish.run)
             name, epochs = recipe.recipe, wish.run.epochs
-            with console.stoppable(), console.progress([name]) as show:
+            with console.progress([name]) as show:
                 summary = go(wish, folder, lambda row: show(name, epochs, row))
         except (ValueError, OSError, dp.ShrinkError) as error:
             raise UsageError(str(error)) from None

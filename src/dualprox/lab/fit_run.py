@@ -13,7 +13,7 @@ from torch import Tensor
 import dualprox as dp
 
 from ..checks import is_count, require
-from ..files import write_json, write_json_lines
+from ..files import append_json_line, write_json
 from ..fitting.result import Progress
 from . import data, settings
 from .folders import require_empty
@@ -154,13 +154,12 @@ def go(wish: FitRun, folder: Path, show: Callable[[dict[str, Any]], None]) -> di
     torch.manual_seed(run.seed)
     split = make_split(run)
     model = make_model(run)
-    metrics: list[dict[str, Any]] = []
 
     def watch(now: Progress) -> None:
         row = {name: value for name, value in vars(now).items() if name != "model"}
-        metrics.append(row | evaluate(now.model, split))
-        write_json_lines(folder / "metrics.jsonl", metrics)
-        show(metrics[-1])
+        row |= evaluate(now.model, split)
+        append_json_line(folder / "metrics.jsonl", row)
+        show(row)
 
     began = time.perf_counter()
     found = dp.fit(

@@ -1,13 +1,10 @@
 """Run folders: what they hold, and what is refused as none."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..files import write_json
+from ..files import remove_leftovers, write_json
 from . import settings
 from .settings import Run
 
@@ -22,7 +19,8 @@ class RunFolderError(Exception):
 
 
 def require_empty(folder: Path) -> None:
-    """Raise RunFolderError if the folder holds something."""
+    """Raise RunFolderError if the folder holds something, leftovers of killed processes aside."""
+    remove_leftovers(folder)
     if folder.exists() and any(folder.iterdir()):
         raise RunFolderError(
             f"{folder} is not empty; continue it with --resume {folder} or choose another --out"
@@ -80,24 +78,4 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise RunFolderError(f"{folder / 'config.json'} is damaged: {error}") from None
     if not isinstance(saved, dict):
         raise RunFolderError(f"{folder / 'config.json'} is damaged: it holds no object")
-    return saved
-
-
-def read_checkpoint(folder: Path, run: Run) -> dict[str, Any] | None:
-    """The checkpoint of a run, on whatever device, or None before its first.
-
-    Raises:
-        RunFolderError: it is damaged, or that of another run.
-    """
-    path = folder / "checkpoint.pt"
-    if not path.exists():
-        return None
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        theirs = settings.from_json(json.loads(saved["run"]))
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).partition("\n")[0]
-        raise RunFolderError(f"{path} is damaged or no checkpoint: {reason}") from None
-    if replace(theirs, device=run.device) != run:
-        raise RunFolderError(f"{path} belongs to another run than config.json beside it")
     return saved

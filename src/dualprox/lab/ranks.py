@@ -136,6 +136,21 @@ def total(tensor: Tensor) -> Tensor:
     return summed
 
 
+def largest(number: int) -> int:
+    """The largest of the processes' numbers."""
+    if world() == 1:
+        return number
+    box = torch.tensor(number)
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return int(box)
+
+
+def wait() -> None:
+    """Return when all processes have come here."""
+    if world() > 1:
+        dist.barrier()
+
+
 def at_first(tensor: Tensor, dim: int) -> Tensor:
     """The parts of all processes, joined along an axis; on other processes than the first its own.
 

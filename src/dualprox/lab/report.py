@@ -21,6 +21,11 @@ from .train import Training
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Steps of all epochs, where a run may leave some out.
+LEFT_OUT = {
+    "skipped_steps": "steps skipped, not finite",
+    "overflowed_steps": "steps skipped, scaled gradient too large",
+}
 # Okabe & Ito's colours, which colour-blind readers tell apart.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 
@@ -66,6 +71,9 @@ def summarize(training: Training, folder: Path) -> dict[str, Any]:
     }
     if "unstructured_sparsity" in last:
         summary["unstructured_sparsity"] = last["unstructured_sparsity"]
+    for name in LEFT_OUT:
+        if name in last:
+            summary[name] = sum(row[name] for row in metrics)
     if training.run.penalty is not None:
         dense = read_json_lines(folder / "dense" / "metrics.jsonl")
         summary |= {
@@ -143,6 +151,7 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         epoch, epochs = summary["identified_epoch"], summary["epochs"]
         lines.append(("structure unchanged since", f"epoch {epoch} of {epochs}"))
         lines += saved(summary) if "params_slim" in summary else []
+    lines += [(label, str(summary[name])) for name, label in LEFT_OUT.items() if summary.get(name)]
     lines.append(("training time", f"{summary['train_seconds']:.1f} s"))
     if summary["caveat"]:
         lines.append(("note", summary["caveat"]))

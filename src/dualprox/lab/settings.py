@@ -43,6 +43,7 @@ Init = Literal["torch", "origin"]
 Normalization = Literal["own", "published"]
 Schedule = Literal["multistep", "cosine", "linear"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Nonfinite = Literal["stop", "skip"]
 _KINDS = {
     kind.__name__: kind
     for union in (OptimizerSpec, SolverSpec, PenaltySpec, ModelSpec)
@@ -78,10 +79,15 @@ class Run:
         precision: of the layers in training, the others and all sums staying in float32; float16
             scales the loss, and skips steps whose gradient overflows.
         label_smoothing: the share of a label that goes to all classes alike.
+        nonfinite: what to do before a step whose loss or gradient is NaN or infinite: stop, or skip
+            the step, thirty in a row at most.
         refit: whether the last stage holds the structure and drops the penalty.
         seed: of the initial weights and of the order of the data.
         threads: torch threads; results are bit-identical only at the same number.
         device: cpu, cuda, or cuda:N; results are bit-identical only on the same kind.
+        checkpoint_minutes: within an epoch, save when the last checkpoint is so old; 0 saves after
+            every step. Every epoch ends with one.
+        keep_checkpoints: how many stay; when the last one is damaged the one before is used.
         baseline: the recipe of the dense network trained beside it, or None.
     """
 
@@ -106,20 +112,25 @@ class Run:
     clip: float | None = None
     precision: Precision = "float32"
     label_smoothing: float = 0.0
+    nonfinite: Nonfinite = "stop"
     refit: bool = False
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
+    checkpoint_minutes: float = 10.0
+    keep_checkpoints: int = 2
     baseline: str | None = field(default=None)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "threads"):
+        for name in ("epochs", "batch_size", "threads", "keep_checkpoints"):
             value = getattr(self, name)
             require(is_count(value), name, "an int >= 1", value)
         for name, kind in _CHOICES.items():
             names, value = typing.get_args(kind), getattr(self, name)
             require(value in names, name, f"one of {', '.join(names)}", value)
         self._check_steps()
+        ok = is_real(self.checkpoint_minutes) and self.checkpoint_minutes >= 0
+        require(ok, "checkpoint_minutes", "a number >= 0", self.checkpoint_minutes)
         one_layer = isinstance(self.model, MlpSpec) and not self.model.hidden
         rule = "torch for a network of several layers: at the origin it has no gradient"
         require(one_layer or self.init == "torch", "init", rule, self.init)
@@ -171,6 +182,7 @@ _CHOICES: dict[str, Any] = {
     "normalization": Normalization,
     "schedule": Schedule,
     "precision": Precision,
+    "nonfinite": Nonfinite,
 }
 
 

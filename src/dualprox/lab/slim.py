@@ -13,7 +13,8 @@ import dualprox as dp
 
 from ..checks import require
 from ..files import write_json
-from .folders import RunFolderError, read_checkpoint, read_run
+from .checkpoints import newest
+from .folders import RunFolderError, read_run
 from .networks import example_input, make_model
 from .settings import Run
 
@@ -29,12 +30,12 @@ def trained_model(folder: Path) -> tuple[Run, nn.Module, dp.Plan]:
     from safetensors.torch import load_file
 
     run = read_run(folder)
-    saved = read_checkpoint(folder, run)
+    saved = newest(folder, run)
     weights = folder / "model.safetensors"
     if saved is None or not weights.exists():
         raise RunFolderError(f"{folder} is not finished; dualprox train --resume {folder}")
     torch.set_num_threads(run.threads)
-    plan = dp.Plan.from_dict(json.loads(saved["plan"]))
+    plan = dp.Plan.from_dict(json.loads(saved.state["plan"]))
     model = dp.apply_plan(make_model(run), plan)
     model.load_state_dict(load_file(str(weights)))
     return run, model, plan

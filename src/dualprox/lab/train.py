@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,18 @@ from torch import Tensor, nn
 import dualprox as dp
 
 from ..checks import require
-from ..files import read_json_lines, write_atomically, write_json, write_json_lines
-from . import data, ranks, settings
-from .folders import START, read_checkpoint, read_run, require_empty
-from .losses import Losses
+from ..files import (
+    WriteError,
+    append_json_line,
+    cut_lines,
+    read_json_lines,
+    remove_leftovers,
+    write_atomically,
+    write_json,
+)
+from . import checkpoints, data, interrupts, ranks, settings
+from .finite import Finite, require_finite
+from .folders import START, RunFolderError, read_run, require_empty
 from .networks import can_shrink, example_input, make_model
 from .optimizers import make_optimizer, make_schedule
 from .recipes import RECIPES
@@ -27,6 +35,8 @@ from .rigl import masked_sparsity
 from .settings import Run
 from .tasks import task_of
 
+# A line for each epoch.
+LOGS = ("metrics.jsonl", "timing.jsonl")
 Progress = Callable[[Run, dict[str, Any]], None]
 
 
@@ -53,7 +63,10 @@ def check(run: Run) -> None:
 
 
 class Training:
-    """A run in progress: everything that an epoch changes.
+    """A run in progress: everything that a step or an epoch changes.
+
+    `epoch` epochs are finished, and `taken` steps of the next one. `after_step` is called after
+    each step, where everything can be saved.
 
     Args:
         run: what to do.
@@ -77,7 +90,11 @@ class Training:
         self.monitor: dp.StructureMonitor | None = None
         if isinstance(self.opt, dp.ProximalOptimizer):
             self.monitor = dp.StructureMonitor(self.opt)
-        self.epoch = 0
+        self.finite = Finite(self.opt, run.nonfinite == "skip", run.precision == "float16")
+        self.epoch = self.taken = 0
+        self.began = time.perf_counter()  # the epoch, if it had been trained in one go
+        self.earlier = 0.0  # seconds of the epoch before training was stopped within it
+        self.after_step: Callable[[], None] = lambda: None
         self.plan = dp.Plan()
         # The structure that everything is counted against if the network gets smaller.
         self.whole: dp.NetworkStructure | None = None
@@ -91,13 +108,20 @@ class Training:
         return contextlib.nullcontext()
 
     def train_epoch(self) -> dict[str, Any]:
-        """One epoch and what it led to, measured at the structured point."""
-        self.epoch += 1
-        loss = self.train_steps()
+        """What is left of an epoch and what it led to, measured at the structured point.
+
+        Raises:
+            FloatingPointError: a loss, a gradient or a weight is not finite.
+        """
+        self.began, self.earlier = time.perf_counter() - self.earlier, 0.0
+        self.train_steps()
+        require_finite(self.model, f"epoch {self.epoch + 1}")
+        losses = self.finite.end_epoch(f"epoch {self.epoch + 1}")
+        self.epoch, self.taken = self.epoch + 1, 0
         row: dict[str, Any] = {
             "epoch": self.epoch,
             "lr": self.opt.param_groups[0]["lr"],
-            "loss": loss,
+            **losses,
             **ranks.from_first(self.measure),
         }
         if self.run.schedule == "multistep":
@@ -118,26 +142,34 @@ class Training:
             row["unstructured_sparsity"] = masked_sparsity(self.opt, self.model)
         return row
 
-    def train_steps(self) -> float:
-        """The steps of an epoch, and their mean loss.
+    def train_steps(self) -> None:
+        """The steps that are left of an epoch.
 
         Raises:
-            FloatingPointError: a loss is not finite.
+            FloatingPointError: a loss or a gradient is not finite.
         """
-        losses = Losses(f"epoch {self.epoch}")
         self.model.train()
         replica = Replica(self.task, self.model, self.run.seed)
-        batches = islice(self.task.batches(self.epoch), self.epoch_steps)
+        batches = self.task.batches(self.epoch + 1, self.taken)
         with replica.training():
-            for number, batch in zip(count(1), batches, strict=False):
+            for batch in islice(batches, self.epoch_steps - self.taken):
                 self.opt.zero_grad()
+                self.taken += 1
                 with self.autocast():
-                    loss = replica.loss(batch, self.epoch, number)
+                    loss = replica.loss(batch, self.epoch + 1, self.taken)
                 # Torch takes the mean of the processes' gradients, where their sum is wanted.
                 self.scaler.scale(loss * ranks.world()).backward()
-                self.step()
-                losses.add(loss)
-        return losses.mean()
+                if self.finite.allows(ranks.total(loss.detach()), self.place()):
+                    self.step()
+                self.after_step()
+
+    def seconds(self) -> float:
+        """That the epoch under way, or the one just finished, has taken."""
+        return time.perf_counter() - self.began
+
+    def place(self) -> str:
+        """The step that is being taken, for a person."""
+        return f"epoch {self.epoch + 1}, step {self.taken}"
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision of the run's layers."""
@@ -153,8 +185,11 @@ class Training:
         scale = self.scaler.get_scale()
         self.scaler.step(self.opt)
         self.scaler.update()
-        # A smaller scale says that the step was skipped.
-        if self.run.schedule != "multistep" and self.scaler.get_scale() >= scale:
+        if self.scaler.get_scale() < scale:  # the step was skipped
+            self.finite.overflow(self.place())
+            return
+        self.finite.step_taken()
+        if self.run.schedule != "multistep":
             self.schedule.step()
 
     def sparsity(self, found: dp.NetworkStructure) -> dict[str, float | None]:
@@ -195,6 +230,9 @@ class Training:
         return {
             "run": json.dumps(settings.to_json(self.run)),
             "epoch": self.epoch,
+            "taken": self.taken,
+            "seconds": self.seconds() if self.taken else 0.0,
+            "finite": self.finite.state_dict(),
             "plan": json.dumps(self.plan.to_dict()),
             "model": self.model.state_dict(),
             "optimizer": self.opt.state_dict(),
@@ -209,7 +247,10 @@ class Training:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         plan = dp.Plan.from_dict(json.loads(saved["plan"]))
-        if plan.keep:
+        # Where nothing was dead the plan is empty, and penalties are all the same those of a network
+        # that was cut.
+        stages = self.run.milestones if self.run.shrink_at_restart else ()
+        if stages and saved["epoch"] >= stages[0]:
             assert isinstance(self.opt, dp.ProximalOptimizer)
             dense, self.model = self.model, dp.apply_plan(self.model, plan)
             dp.narrow_(self.opt, dense, self.model, plan)
@@ -224,7 +265,11 @@ class Training:
         torch.set_rng_state(saved["rng"])
         if self._on_cuda() and saved["device_rng"] is not None:
             torch.cuda.set_rng_state(saved["device_rng"], self.device)
-        self.epoch = saved["epoch"]
+        self.finite.load_state_dict(saved["finite"])
+        self.epoch, self.taken = saved["epoch"], saved["taken"]
+        self.earlier = saved["seconds"]
+        if self.taken:  # else torch warns of a schedule that goes ahead of its optimizer
+            self.opt.__dict__["_opt_called"] = True
 
     def structured_weights(self) -> dict[str, Tensor]:
         """Copies of the model's tensors at the structured point, on the CPU."""
@@ -245,65 +290,125 @@ def baseline_of(run: Run) -> Run | None:
 
 
 def start(run: Run, folder: Path) -> None:
-    """Make the run folder, and the one of its baseline within.
+    """Make the run folder.
 
     Raises:
         RunFolderError: the folder holds something already.
     """
     require_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", settings.to_json(run))
+
+
+def go_on_dense(run: Run, folder: Path, progress: Progress) -> None:
+    """Train the baseline of a run, if it has one, in a folder that is made if it is not there."""
     dense = baseline_of(run)
     if dense is not None:
-        start(dense, folder / "dense")
-    write_json(folder / "config.json", settings.to_json(run))
+        if ranks.is_first() and not (folder / "config.json").exists():
+            start(dense, folder)
+        ranks.wait()
+        go_on(folder, progress)
 
 
 def go_on(folder: Path, progress: Progress) -> Training:
     """Train the run of a folder to its end, from its last checkpoint, baseline first.
 
-    A folder with `start.safetensors` begins at these weights instead of at random ones.
+    A folder with `start.safetensors` begins at these weights instead of at random ones. It is
+    saved after every epoch and every `checkpoint_minutes`, and when it is asked to stop.
 
     Returns:
-        The finished training; `checkpoint.pt`, `metrics.jsonl`, `timing.jsonl` and
+        The finished training; `checkpoints`, `metrics.jsonl`, `timing.jsonl` and
         `model.safetensors` are on disk. If it is interrupted or killed at any moment, calling it
         again leads to the same bits. Of several processes all call it, and the first one writes.
 
     Raises:
         RunFolderError: the folder cannot go on.
         DataError: the files of the data set are missing or damaged.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: a loss, a gradient or a weight is not finite.
+        WriteError: the disk is full, or fails.
+        Stopped: it was asked to stop, and has been saved.
     """
     from safetensors.torch import load_file, save
 
     run = read_run(folder)
-    saved = read_checkpoint(folder, run)
-    if run.baseline is not None:
-        go_on(folder / "dense", progress)
+    found = checkpoints.newest(folder, run)
+    last = _last_row(folder, found.state["epoch"] if found else 0)
+    go_on_dense(run, folder / "dense", progress)
     training = Training(ranks.placed(run))
-    if saved is not None:
-        training.load_state_dict(saved)
+    if found is not None:
+        training.load_state_dict(found.state)
     elif (folder / START).exists():
         training.model.load_state_dict(load_file(folder / START))
-    metrics = read_json_lines(folder / "metrics.jsonl")[: training.epoch]
-    timing = read_json_lines(folder / "timing.jsonl")[: training.epoch]
-    if metrics:
-        progress(run, metrics[-1])
-    while training.epoch < run.epochs:
-        began = time.perf_counter()
-        metrics.append(training.train_epoch())
-        timing.append({"epoch": training.epoch, "seconds": time.perf_counter() - began})
-        ranks.require_same(training.model.parameters(), f"after epoch {training.epoch}")
-        state = training.state_dict()
-        if not ranks.is_first():
-            continue
-        # The checkpoint comes last: what it vouches for is on disk, and lines beyond it are cut.
-        write_json_lines(folder / "metrics.jsonl", metrics)
-        write_json_lines(folder / "timing.jsonl", timing)
-        write_atomically(
-            folder / "checkpoint.pt", lambda file, state=state: torch.save(state, file)
-        )
-        progress(run, metrics[-1])
+    ranks.wait()  # until all have read what the first one changes now
+    if ranks.is_first():
+        _tidy(folder, found, training.epoch)
+    if last is not None:
+        progress(run, last)
+    with interrupts.postponed():
+        try:
+            _train_on(training, folder, progress)
+        except (FloatingPointError, WriteError) as error:
+            kept = checkpoints.listed(folder)
+            told = f"the last checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
+            raise type(error)(f"{error}; {told}") from error
     if ranks.is_first():
         weights = save(training.structured_weights())
         write_atomically(folder / "model.safetensors", lambda file: file.write(weights))
     return training
+
+
+def _tidy(folder: Path, found: checkpoints.Checkpoint | None, epochs: int) -> None:
+    """Leave in a folder what its newest whole checkpoint vouches for."""
+    if found is not None:
+        found.adopt()
+    for place in (folder, folder / checkpoints.FOLDER):
+        remove_leftovers(place)
+    for name in LOGS:
+        cut_lines(folder / name, epochs)
+
+
+def _train_on(training: Training, folder: Path, progress: Progress) -> None:
+    """The epochs that are left; lines first, then the checkpoint that vouches for them."""
+    run = training.run
+    keeper = checkpoints.Keeper(folder, run, training.state_dict)
+
+    def after_step() -> None:
+        # All processes stop after the same step, whichever of them was asked to.
+        code = ranks.largest(interrupts.asked())
+        if ranks.is_first() and (code or keeper.is_due()):
+            require_finite(training.model, training.place())
+            keeper.save()
+        interrupts.stop(code)
+
+    training.after_step = after_step
+    while training.epoch < run.epochs:
+        row = training.train_epoch()
+        ranks.require_same(training.model.parameters(), f"after epoch {training.epoch}")
+        if ranks.is_first():
+            append_json_line(folder / "metrics.jsonl", row)
+            seconds = {"epoch": training.epoch, "seconds": training.seconds()}
+            append_json_line(folder / "timing.jsonl", seconds)
+            keeper.save()
+            progress(run, row)
+        interrupts.stop(ranks.largest(interrupts.asked()))
+
+
+def _last_row(folder: Path, epochs: int) -> dict[str, Any] | None:
+    """The metrics of the last of the epochs that a checkpoint vouches for; None before the first.
+
+    Raises:
+        RunFolderError: lines are damaged or missing, or there are some without a checkpoint.
+    """
+    for name in LOGS:
+        path = folder / name
+        try:
+            rows = read_json_lines(path)
+        except ValueError as error:
+            raise RunFolderError(f"{path} is damaged: {error}") from None
+        # A line is written before its checkpoint.
+        if len(rows) < epochs or (not epochs and len(rows) > 1):
+            raise RunFolderError(
+                f"{path} has {len(rows)} epochs, the last checkpoint beside it {epochs}"
+            )
+    rows = read_json_lines(folder / LOGS[0])
+    return rows[epochs - 1] if epochs else None

@@ -2,6 +2,7 @@
 
 from .base import ProximalOptimizer
 from .dual_averaging import DualAveraging
+from .finite import nonfinite_gradients
 from .momentum import ProxAdamW, ProxSGD
 from .options import Options, SolveReport
 from .ramda import RAMDA
@@ -23,6 +24,7 @@ __all__ = [
     "RigL",
     "SolveReport",
     "StageSchedule",
+    "nonfinite_gradients",
     "scale_strength",
     "set_concavity",
     "set_strength",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIZE, RESIZED = 224, 256
+SHAPE = (3, SIZE, SIZE)
 SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
@@ -104,7 +105,12 @@ class ImageFolders:
         return len(self.names)
 
     def batches(
-        self, batch_size: int, seed: int, epoch: int, augment: Augmentation | None = None
+        self,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        augment: Augmentation | None = None,
+        first: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and labels of an epoch's batches; seed and epoch alone determine their bits.
 
@@ -114,6 +120,7 @@ class ImageFolders:
             epoch: which epoch.
             augment: with it, every image is cut to a random box, and what comes of a batch,
                 uint8 (images, 3, 224, 224), is changed by it. None cuts as for validation.
+            first: how many batches to leave out, without reading them.
 
         Returns:
             An iterator over (float32 (images, 3, 224, 224), int64 labels).
@@ -125,6 +132,10 @@ class ImageFolders:
         order = torch.randperm(len(self), generator=generator).split(batch_size)
         crop = partial(random_crop, seed=seed, epoch=epoch) if augment else centre_crop
         normalize = standardize_as("imagenet")
+        if augment is not None:
+            for batch in order[:first]:  # the random numbers of these, whatever the images
+                augment(torch.zeros((), dtype=torch.uint8).expand(len(batch), *SHAPE), generator)
+        order = order[first:]
         kept = read_batches(Decoded(self.train, self.names, crop), order, self.workers)
         for batch, images in zip(order, kept, strict=True):
             here = images.to(self.device, non_blocking=True)

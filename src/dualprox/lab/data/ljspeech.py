@@ -85,24 +85,28 @@ class Recordings:
         """How many training sentences there are."""
         return len(self.train)
 
-    def batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[Utterances]:
+    def batches(
+        self, batch_size: int, seed: int, epoch: int, first: int = 0
+    ) -> Iterator[Utterances]:
         """The batches of an epoch; seed and epoch alone determine their bits.
 
         Args:
             batch_size: sentences per batch; the last batch may have fewer.
             seed: of the run.
             epoch: which epoch.
+            first: how many batches to leave out, without reading them.
         """
         order = torch.randperm(len(self), generator=generator_of(seed, epoch))
-        return self.in_order(self.train[order], batch_size)
+        return self.in_order(self.train[order], batch_size, first)
 
     def validation(self, batch_size: int = 50) -> Iterator[Utterances]:
         """The validation set in batches."""
         return self.in_order(self.val, batch_size)
 
-    def in_order(self, places: Tensor, batch_size: int) -> Iterator[Utterances]:
+    def in_order(self, places: Tensor, batch_size: int, first: int = 0) -> Iterator[Utterances]:
         """Batches of some of the sentences; within a batch the longest text comes first."""
-        return read_batches(self.sentences, places.split(batch_size), self.workers, pad)
+        batches = places.split(batch_size)[first:]
+        return read_batches(self.sentences, batches, self.workers, pad)
 
 
 def pad(sentences: Sequence[tuple[Tensor, Tensor]]) -> Utterances:

@@ -18,7 +18,12 @@ class Data(Protocol):
         ...
 
     def batches(
-        self, batch_size: int, seed: int, epoch: int, augment: Augmentation | None = None
+        self,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        augment: Augmentation | None = None,
+        first: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and labels of an epoch's batches; seed and epoch alone determine their bits."""
         ...
@@ -60,7 +65,12 @@ class Split:
         return len(self.x)
 
     def batches(
-        self, batch_size: int, seed: int, epoch: int, augment: Augmentation | None = None
+        self,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        augment: Augmentation | None = None,
+        first: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and labels of an epoch's batches; seed and epoch alone determine their bits.
 
@@ -69,6 +79,7 @@ class Split:
             seed: of the run.
             epoch: which epoch.
             augment: kept examples to randomly changed ones; None leaves them as they are.
+            first: how many batches to leave out.
 
         Returns:
             An iterator over (float32 inputs, int64 labels), made batch by batch.
@@ -80,11 +91,14 @@ class Split:
         """
         generator = generator_of(seed, epoch)
         order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
-        for batch in order.split(batch_size):
+        for number, batch in enumerate(order.split(batch_size)):
+            if number < first and augment is None:
+                continue
             kept = self.x[batch]
-            if augment is not None:
+            if augment is not None:  # takes its random numbers whether the batch is left out or not
                 kept = augment(kept, generator)
-            yield self.normalize(kept), self.y[batch]
+            if number >= first:
+                yield self.normalize(kept), self.y[batch]
 
     def validation(self, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and labels of the validation set, in order."""

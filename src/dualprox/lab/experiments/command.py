@@ -123,8 +123,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     failed: list[Job] = []
 
     def work() -> int:
-        with console.stoppable():
-            _train_all(jobs, failed)
+        _train_all(jobs, failed)
         if len(failed) < len(jobs):
             _write([folder], folder)
         return 1 if failed else 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...checks import require
 from ...files import write_json
+from .. import checkpoints
 from ..folders import RunFolderError, made_by, read_config, read_run
 from ..report import write_report
 from ..settings import Run, differences, scaled_milestones, with_settings
@@ -16,7 +17,7 @@ from ..train import Progress, check, go_on, start
 from .tables import Row, Table
 
 # What may differ from the published run without making it another experiment.
-FREE = ("recipe", "seed", "threads", "device", "data_dir")
+FREE = ("recipe", "seed", "threads", "data_dir", *checkpoints.FREE)
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def _finish(folder: Path) -> int:
         else:
             console.print_caveat(sweep.run)
             names = [*([DENSE] if sweep.run.baseline else []), *sweep.names()]
-            with console.stoppable(), console.progress(names, lines=1) as show:
+            with console.progress(names, lines=1) as show:
                 rows = walk(folder, show)
                 write_curve(sweep, rows, folder)
         show_path(folder)

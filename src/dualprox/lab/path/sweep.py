@@ -12,10 +12,16 @@ from torch import nn
 import dualprox as dp
 
 from ...checks import is_count, is_real, require
-from ...files import read_json_lines, write_atomically, write_json, write_json_lines
+from ...files import (
+    read_json_lines,
+    remove_leftovers,
+    write_atomically,
+    write_json,
+    write_json_lines,
+)
 from .. import settings
+from ..finite import Finite
 from ..folders import START, RunFolderError, made_by, read_config, require_empty
-from ..losses import Losses
 from ..networks import can_shrink, make_model
 from ..optimizers import make_groups
 from ..recipes import RECIPES
@@ -23,7 +29,7 @@ from ..settings import Run
 from ..slim import shrink_run
 from ..specs import AdamwSpec, SgdSpec
 from ..tasks import Classification
-from ..train import Training, baseline_of, go_on, start
+from ..train import Training, go_on, go_on_dense
 
 # The name of a bar, the run that it shows, and the metrics of its last epoch.
 Show = Callable[[str, int, dict[str, Any]], None]
@@ -128,16 +134,13 @@ def natural_strength(run: Run) -> float:
 
 
 def begin(sweep: Sweep, folder: Path) -> None:
-    """Make the folder of a sweep, and the one of the dense baseline within.
+    """Make the folder of a sweep.
 
     Raises:
         RunFolderError: the folder holds something already.
     """
     require_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    dense = baseline_of(sweep.run)
-    if dense is not None:
-        start(dense, folder / DENSE)
     write_json(folder / "config.json", to_json(sweep))
 
 
@@ -187,8 +190,8 @@ def walk(folder: Path, show: Show) -> list[dict[str, Any]]:
         FloatingPointError: the loss is not finite.
     """
     sweep = read_sweep(folder)
-    if sweep.run.baseline is not None:
-        go_on(folder / DENSE, lambda run, row: show(DENSE, run.epochs, row))
+    go_on_dense(sweep.run, folder / DENSE, lambda run, row: show(DENSE, run.epochs, row))
+    remove_leftovers(folder)
     rows = read_json_lines(folder / "path.jsonl")
     for index, name in enumerate(sweep.names()):
         if index < len(rows):
@@ -265,18 +268,18 @@ def refit(slim: nn.Module, training: Training, epochs: int, folder: Path) -> dic
     steps = epochs * len(training.task)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
     torch.manual_seed(run.seed)
+    finite = Finite(opt, skips=False, is_scaled=False)
     for epoch in range(1, epochs + 1):
         # Other orders of the data than those that the structured point was trained with.
         order = training.epoch + epoch
-        losses = Losses(f"epoch {epoch} of the refit")
-        for batch in training.task.batches(order):
+        for step, batch in enumerate(training.task.batches(order), start=1):
             opt.zero_grad()
             loss = training.task.loss(model, batch)
             loss.backward()
+            finite.allows(loss, f"epoch {epoch} of the refit, step {step}")
             opt.step()
             schedule.step()
-            losses.add(loss)
-        losses.mean()
+        finite.end_epoch(f"epoch {epoch} of the refit")
     found = training.task.evaluate(model)
     dp.save_slim(model.cpu(), folder)
     return {f"refit_{name}": value for name, value in found.items()}

@@ -38,8 +38,13 @@ class Task(ABC, Generic[B]):
         """How many batches a pass over the training set has."""
 
     @abstractmethod
-    def batches(self, epoch: int) -> Iterator[B]:
-        """The batches of an epoch, at least a pass; the caller stops where the epoch ends."""
+    def batches(self, epoch: int, first: int = 0) -> Iterator[B]:
+        """The batches of an epoch, at least a pass; the caller stops where the epoch ends.
+
+        Args:
+            epoch: which, from 1.
+            first: how many were taken before the run was stopped within the epoch.
+        """
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: B) -> Tensor:

@@ -49,9 +49,10 @@ class Classification(Task[Batch]):
         """How many batches a pass has, the last one smaller than the others or not."""
         return -(-len(self.split) // self.run.batch_size)
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Inputs and labels; seed and epoch alone determine their bits."""
-        return self.split.batches(self.run.batch_size, self.run.seed, epoch, self.augment)
+        run = self.run
+        return self.split.batches(run.batch_size, run.seed, epoch, self.augment, first)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean cross-entropy."""

@@ -55,9 +55,12 @@ class Language(Task[Batch]):
         words = len(self.corpus.train) // self.run.batch_size
         return -(-(words - 1) // self.length)
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """Words and those that follow each, (rows, length), without an end."""
-        del epoch
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Words and those that follow each, (rows, length), without an end.
+
+        They go on where those before ended, in an epoch or between two.
+        """
+        del epoch, first
         run = self.run
         while True:
             parts = self.corpus.batches(run.batch_size, self.length, run.seed, self.round)

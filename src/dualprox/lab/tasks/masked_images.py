@@ -89,17 +89,19 @@ class MaskedImages(Task[Batch]):
         """How many batches a pass has."""
         return -(-len(self.split) // self.run.batch_size)
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Images and what is hidden of them; seed and epoch alone determine their bits."""
         generator = generator_of(self.run.seed, epoch)
         order = torch.randperm(len(self.split), generator=generator).to(self.device)
-        return self._masked(self.split.x, order, self.run.seed, epoch)
+        return self._masked(self.split.x, order, self.run.seed, epoch, first)
 
-    def _masked(self, x: Tensor, order: Tensor, seed: int, epoch: int) -> Iterator[Batch]:
+    def _masked(
+        self, x: Tensor, order: Tensor, seed: int, epoch: int, first: int = 0
+    ) -> Iterator[Batch]:
         spec = self.spec
         side, cell = spec.image // spec.patch, spec.mask_patch // spec.patch
-        parts = order.split(self.run.batch_size)
-        for number, part in zip(count(1), parts, strict=False):
+        parts = order.split(self.run.batch_size)[first:]
+        for number, part in zip(count(first + 1), parts, strict=False):
             generator = generator_of(seed * MASKS + epoch, number)
             images = self._resized(x[part], generator)
             hidden = hidden_patches(len(part), side, cell, spec.mask_ratio, generator)

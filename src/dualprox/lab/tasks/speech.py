@@ -29,9 +29,9 @@ class Speech(Task[Utterances]):
         """How many batches a pass has."""
         return -(-len(self.recordings) // self.run.batch_size)
 
-    def batches(self, epoch: int) -> Iterator[Utterances]:
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Utterances]:
         """Sentences, padded; seed and epoch alone determine their bits."""
-        batches = self.recordings.batches(self.run.batch_size, self.run.seed, epoch)
+        batches = self.recordings.batches(self.run.batch_size, self.run.seed, epoch, first)
         return map(self._placed, batches)
 
     def loss(self, model: nn.Module, batch: Utterances) -> Tensor:
