@@ -1,4 +1,4 @@
-"""Huge and tiny gradients, strengths, learning rates, and shapes with next to nothing in them."""
+"""Huge and tiny gradients, strengths and learning rates; shapes with next to nothing in them."""
 
 from typing import Any
 
