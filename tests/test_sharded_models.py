@@ -1,5 +1,11 @@
 """Models on several processes (DDP, FSDP2, tensor parallel, ZeRO-1) train as on one."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from sharded_tests import failures_of, gloo, report
@@ -70,3 +76,17 @@ def test_zero_redundancy_with_coupled_groups_is_refused(failures):
 @pytest.mark.parametrize("case", ["HSDP", "FSDP of TP", "FSDP on four"])
 def test_meshes_of_two_axes_train_like_one_process(failures_of_four, tries, case):
     assert report(failures_of_four, f"RAMDA {case}", tries) == ""
+
+
+@pytest.mark.slow
+def test_the_script_of_the_document_runs_as_it_stands(tmp_path):
+    document = Path(__file__).parents[1] / "docs" / "distributed.md"
+    code = re.search(r"```python\n(# train.py.*?)```", document.read_text(), re.DOTALL)
+    assert code is not None
+    (tmp_path / "train.py").write_text(code[1])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "train.py"]
+    path = os.pathsep.join(filter(None, sys.path))
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "in_features=16, out_features=9" in done.stdout

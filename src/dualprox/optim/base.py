@@ -351,7 +351,8 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         """Swap the structured point into the parameters; on exit the iterate returns, bit by bit.
 
         Evaluate, save and shrink inside. Training inside is refused. After `restart()` and before
-        the next step it still shows the structured point of the stage that ended.
+        the next step it still shows the structured point of the stage that ended. Under FSDP2 the
+        root must reshard after forward, or it goes on with the copy it has: docs/distributed.md.
         """
         if self._structured_depth:
             self._structured_depth += 1
