@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import dualprox as dp
 from contracts import OPTIMIZERS, Maker
+from dualprox.sharding import Cut, is_sharded, local
 from sharded_worker import Case, full
 
 Cutter = Callable[[nn.Module], None]
@@ -79,9 +80,10 @@ def same(one: nn.Module, many: nn.Module) -> None:
 
 
 def grouped(model: nn.Module, coupled: bool = True) -> dp.ParamGroups:
-    """Param groups of a model that is not sharded yet."""
-    more: dict[str, Any] = {"coupled": True, "example_input": batch(0)} if coupled else {}
-    return dp.param_groups(model, PENALTY, **more)
+    """Param groups of a model that is not sharded yet; uncoupled, those of outputs."""
+    if not coupled:
+        return dp.param_groups(model, PENALTY, by="output")
+    return dp.param_groups(model, PENALTY, coupled=True, example_input=batch(0))
 
 
 def fsdp(mesh: Any, model: nn.Module, **options: Any) -> None:
@@ -104,6 +106,9 @@ def follows(cut: Cutter, maker: Maker, coupled: bool = True) -> None:
     one, many = network(), network()
     groups = grouped(many, coupled)
     cut(many)
+    for param in many.parameters():
+        if is_sharded(param):
+            assert torch.equal(local(param), Cut.of(param).part(full(param)))
     alone, sharded = maker(groups.on(one)), maker(groups.on(many))
     train(one, alone, range(30))
     train(many, sharded, range(30))
@@ -284,7 +289,6 @@ def zero_refuses_coupled() -> None:
 
 def on_four(maker: Maker) -> Iterator[Case]:
     """What takes a mesh of two axes."""
-    line = init_device_mesh("cpu", (4,))
     square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
 
     def both(model: nn.Module) -> None:
@@ -293,7 +297,7 @@ def on_four(maker: Maker) -> Iterator[Case]:
 
     yield f"{maker} HSDP", partial(follows, partial(fsdp, square), maker)
     yield f"{maker} FSDP of TP", partial(follows, both, maker)
-    yield f"{maker} FSDP on four", partial(follows, partial(fsdp, line), maker)
+    yield f"{maker} FSDP of TP by output", partial(follows, both, maker, coupled=False)
 
 
 def cases(folder: Path) -> Iterator[Case]:

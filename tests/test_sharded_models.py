@@ -69,11 +69,11 @@ def test_zero_redundancy_with_coupled_groups_is_refused(failures):
 @pytest.mark.slow
 @pytest.mark.promise(
     "processes",
-    "groups over several tensors live and die as on one process on four: hybrid sharding, FSDP2 "
-    "over tensor parallelism, uneven and empty parts",
+    "groups live and die on four processes as on one, under hybrid sharding and under FSDP2 over "
+    "tensor parallelism",
     "layout",
 )
-@pytest.mark.parametrize("case", ["HSDP", "FSDP of TP", "FSDP on four"])
+@pytest.mark.parametrize("case", ["HSDP", "FSDP of TP"])
 def test_meshes_of_two_axes_train_like_one_process(failures_of_four, tries, case):
     assert report(failures_of_four, f"RAMDA {case}", tries) == ""
 
