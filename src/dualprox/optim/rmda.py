@@ -54,7 +54,9 @@ class RMDA(DualAveraging):
         momentum: float = 0.9,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "ramp": False}, **options)
+        # Distributed checkpoints cannot bring keys along: `stage_lr` is there before the first step.
+        defaults = {"lr": lr, "momentum": momentum, "ramp": False, "stage_lr": 0.0}
+        super().__init__(params, defaults, **options)
 
     def accumulate(
         self, state: dict[str, Tensor], grad: Tensor, scale: float, group: dict[str, Any]
