@@ -172,20 +172,22 @@ def test_damaged_files_are_named(name, content, tmp_path):
             load(name, str(data_dir))
 
 
-def test_damaged_files_cost_one_line_and_leave_a_run_to_go_on_with(tmp_path, capsys):
+def test_damaged_files_cost_one_line_and_leave_nothing(tmp_path, capsys):
     folder = tmp_path / "mnist"
     folder.mkdir()
     for file in CATALOGUE["mnist"].layouts[0].files:
         (tmp_path / file).write_bytes(b"junk")
     settings = ["data=mnist", f"data_dir={tmp_path}", "epochs=1", "milestones=", "baseline=none"]
-    assert main(["train", "--out", str(tmp_path / "run"), "--set", *settings]) == 2
+    command = ["train", "--out", str(tmp_path / "run"), "--set", *settings]
+    assert main(command) == 2
     error = capsys.readouterr().err
     assert f"{folder} does not hold mnist" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
     rng = np.random.default_rng(0)
     for part in ("train", "t10k"):
         write_idx(folder / f"{part}-images-idx3-ubyte.gz", rng.integers(0, 256, (20, 28, 28)))
         write_idx(folder / f"{part}-labels-idx1-ubyte.gz", np.arange(20) % 10)
-    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert main(command) == 0
     assert (tmp_path / "run" / "pixels.png").read_bytes().startswith(b"\x89PNG")
 
 

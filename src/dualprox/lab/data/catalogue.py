@@ -5,7 +5,7 @@ from typing import Any
 
 from . import cifar, imagenet, layout, mnist, speech
 from .digits import digits
-from .layout import Layout
+from .layout import DataError, Layout
 from .ljspeech import LJSPEECH
 from .split import Augmentation, Data, Split, random_flip
 from .wikitext import CORPORA
@@ -66,7 +66,18 @@ def load(name: str, data_dir: str | None) -> Data:
     Raises:
         DataError: its files are missing or damaged.
     """
-    return layout.read(name, CATALOGUE[name].layouts, data_dir)
+    known = CATALOGUE[name]
+    data = layout.read(name, known.layouts, data_dir)
+    if isinstance(data, Split):
+        for x, y, part in ((data.x, data.y, "training"), (data.val_x, data.val_y, "validation")):
+            fits = x.shape[1:] == known.shape and y.shape == x.shape[:1] and len(x) > 0
+            if not (fits and 0 <= int(y.min()) and int(y.max()) < known.classes):
+                raise DataError(
+                    f"{data_dir} does not hold {name}: its {part} set must be examples of shape "
+                    f"{known.shape} and labels below {known.classes}, got {tuple(x.shape)} and "
+                    f"{tuple(y.shape)}"
+                )
+    return data
 
 
 def load_split(name: str, data_dir: str | None) -> Split:

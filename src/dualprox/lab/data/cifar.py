@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import read_array, read_arrays
 from .cifar_pickle import read_batch
 from .layout import Layout
 from .pixels import moments, standardize, standardize_as
@@ -27,9 +28,8 @@ def read_pack(path: Path) -> tuple[Tensor, Tensor]:
     """
     from PIL import Image
 
-    # numpy forgets to close the file of a damaged archive, so it gets none.
-    with np.load(io.BytesIO(path.read_bytes())) as pack:
-        bounds, content, labels = pack["off"], pack["jpg"].tobytes(), pack["label"]
+    pack = read_arrays(path)
+    bounds, content, labels = pack["off"], pack["jpg"].tobytes(), pack["label"]
     images = np.stack(
         [
             np.asarray(Image.open(io.BytesIO(content[start:end])).convert("RGB"))
@@ -78,7 +78,7 @@ def first_4000(labels: Path, *pictures: Path) -> Split:
 
     rows = [np.asarray(Image.open(path)).reshape(-1, 32, 32, 3) for path in pictures]
     x = torch.from_numpy(np.concatenate(rows)).permute(0, 3, 1, 2).contiguous()
-    y = torch.from_numpy(np.load(io.BytesIO(labels.read_bytes()))).long()
+    y = torch.from_numpy(read_array(labels)).long()
     if len(x) != len(y):
         raise ValueError(f"{labels} has {len(y)} labels for {len(x)} images")
     cut = len(x) - HELD_OUT

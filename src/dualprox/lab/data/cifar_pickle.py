@@ -49,7 +49,8 @@ _STAND_INS = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+# The one written in Python: C's makes room for as many objects as a few bytes may claim.
+class _Unpickler(pickle._Unpickler):
     """Unpickles strings, numbers, lists, dicts and arrays of bytes; refuses every other name."""
 
     def find_class(self, module: str, name: str) -> type:
@@ -74,6 +75,8 @@ def read_batch(path: Path) -> tuple[Tensor, Tensor]:
         with open_unpacked(path) as file:
             batch = _Unpickler(file, encoding="bytes").load()
         labels = batch[b"fine_labels" if b"fine_labels" in batch else b"labels"]
+        if not all(type(label) is int for label in labels):
+            raise pickle.UnpicklingError("labels must be whole numbers")
         pixels = batch[b"data"].content.reshape(-1, 3, 32, 32)
         batch = torch.from_numpy(pixels.copy()), torch.tensor(labels, dtype=torch.int64)
     except Exception as error:  # damaged pickles raise many kinds

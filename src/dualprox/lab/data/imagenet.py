@@ -74,7 +74,7 @@ class Decoded(Dataset[Tensor]):
         try:
             with Image.open(path) as image:
                 pixels = np.array(self.crop(image.convert("RGB"), index))
-        except (OSError, ValueError, SyntaxError) as error:
+        except Exception as error:  # of a damaged file, PIL raises whatever comes
             raise DataError(f"{path} is no image: {error}") from None
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 

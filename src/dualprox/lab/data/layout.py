@@ -2,33 +2,19 @@
 
 import gzip
 import hashlib
+import io
 import lzma
-import pickle
-import struct
-import wave
-import zipfile
-import zlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Generic, TypeVar, cast
+from typing import Any, BinaryIO, Generic, TypeVar, cast
 
 T = TypeVar("T")
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}
-# What readers raise for a file that is not what it should be.
-_DAMAGE = (
-    OSError,
-    EOFError,
-    KeyError,
-    ValueError,
-    pickle.UnpicklingError,
-    struct.error,
-    wave.Error,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
+# Of one file, unpacked: a gigabyte more than the largest of those that are known.
+MOST_BYTES = 1 << 31
 
 
 class DataError(ValueError):
@@ -65,16 +51,48 @@ class Layout(Generic[T]):
 def _find(folder: Path, file: str) -> Path | None:
     """A file of a layout, as it is or packed; None if there is none."""
     if file.endswith("/"):
-        return folder / file if (folder / file).is_dir() else None
+        return folder / file if os.path.isdir(folder / file) else None
     plain = folder / file
     plain = plain.with_suffix("") if plain.suffix in _OPENERS else plain
     choices = [plain, *(plain.with_name(plain.name + suffix) for suffix in _OPENERS)]
-    return next((path for path in choices if path.is_file()), None)
+    return next((path for path in choices if os.path.isfile(path)), None)
+
+
+class _Unpacked(io.RawIOBase):
+    """A packed file, read as far as `MOST_BYTES`."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self.file, self.count = path, file, 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """See io.RawIOBase.
+
+        Raises:
+            ValueError: it is larger.
+        """
+        part = self.file.read(len(buffer))
+        buffer[: len(part)] = part
+        self.count += len(part)
+        if self.count > MOST_BYTES:
+            raise ValueError(f"{self.path} unpacks to more than {MOST_BYTES} bytes")
+        return len(part)
+
+    def close(self) -> None:
+        """Close the packed file, too."""
+        self.file.close()
+        super().close()
 
 
 def open_unpacked(path: Path) -> BinaryIO:
     """Open a file for reading, unpacking it if its name ends in .gz or .xz."""
-    return cast(BinaryIO, _OPENERS.get(path.suffix, open)(path, "rb"))
+    if path.suffix not in _OPENERS:
+        return open(path, "rb")
+    packed = cast(BinaryIO, _OPENERS[path.suffix](path, "rb"))
+    return io.BufferedReader(_Unpacked(path, packed), 1 << 16)
 
 
 def md5(path: Path) -> str:
@@ -118,7 +136,7 @@ def _contents(data_dir: str | None, most: int = 12) -> str:
     """What lies in a folder, as the end of a sentence about it."""
     if data_dir is None:
         return ""
-    if not Path(data_dir).is_dir():
+    if not os.path.isdir(data_dir):
         return ", which is no folder"
     names = sorted(path.name + "/" * path.is_dir() for path in Path(data_dir).iterdir())
     more = f" and {len(names) - most} more" if len(names) > most else ""
@@ -134,8 +152,14 @@ def read(name: str, layouts: tuple[Layout[T], ...], data_dir: str | None) -> T:
     layout, paths = find(layouts, data_dir)
     try:
         return layout.read(*paths)
-    except _DAMAGE as error:
-        raise DataError(f"{paths[0].parent} does not hold {name}: {error}") from error
+    except Exception as error:  # readers of damaged files raise whatever they like
+        raise _damaged(name, paths, error) from error
+
+
+def _damaged(name: str, paths: tuple[Path, ...], error: Exception) -> DataError:
+    folder = paths[0].parent if paths else "the installation"
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return DataError(f"{folder} does not hold {name}: {reason}")
 
 
 def caveat(name: str, layouts: tuple[Layout[T], ...], data_dir: str | None) -> str:
@@ -149,6 +173,6 @@ def caveat(name: str, layouts: tuple[Layout[T], ...], data_dir: str | None) -> s
     layout, paths = find(layouts, data_dir)
     try:
         same = all(md5(path) == known for path, known in zip(paths, layout.md5, strict=False))
-    except _DAMAGE as error:
-        raise DataError(f"{paths[0].parent} does not hold {name}: {error}") from error
+    except Exception as error:
+        raise _damaged(name, paths, error) from error
     return layout.caveat if same else f"these are not the published files of {name}"

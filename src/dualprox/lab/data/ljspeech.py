@@ -1,6 +1,5 @@
 """LJSpeech: one speaker's sentences as letters and mel spectrograms, read as training goes."""
 
-import io
 import os
 import wave
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from . import layout
+from .arrays import read_arrays
 from .layout import DataError, Layout, open_unpacked
 from .letters import letters_of
 from .mel import RATE, log_mel
@@ -24,6 +24,8 @@ from .workers import default_workers, read_batches
 # Of 13100 sentences; other numbers of them are parted alike. No setting of a run changes which.
 SENTENCES, VALIDATION, TEST = 13_100, 100, 500
 PART_SEED = 20_170_705
+# What lies before the first frame is mirrored, so that much there must be.
+SHORTEST = 512
 
 
 class Utterances(NamedTuple):
@@ -138,13 +140,17 @@ def read_wav(path: Path) -> np.ndarray:
         with open_unpacked(path) as file, wave.open(file, "rb") as sound:
             kind = (sound.getnchannels(), sound.getsampwidth(), sound.getframerate())
             samples = sound.readframes(sound.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
+    except Exception as error:  # of a damaged file, wave raises whatever comes
         raise DataError(f"{path} is no WAV file: {error}") from None
     if kind != (1, 2, RATE):
         channels, width, rate = kind
         raise DataError(
             f"{path} must be one channel of 2 bytes at {RATE} Hz, got {channels} of {width} "
             f"at {rate}"
+        )
+    if len(samples) % 2 or len(samples) <= 2 * SHORTEST:
+        raise DataError(
+            f"{path} must have more than {SHORTEST} samples of 2 bytes, got {len(samples)} bytes"
         )
     return np.frombuffer(samples, "<i2")
 
@@ -183,8 +189,14 @@ def read_folder(metadata: Path, wavs: Path) -> Recordings:
 
 def read_pack(path: Path) -> Recordings:
     """A pack: `hi`, `lo` and `off` as in `speech.read_waveforms`, and `text`."""
-    with np.load(io.BytesIO(path.read_bytes())) as pack:
-        return part(Sentences(pack["text"].tolist(), unpack(pack)))
+    pack = read_arrays(path)
+    texts, sounds = pack["text"].tolist(), unpack(pack)
+    if len(texts) != len(sounds):
+        raise ValueError(f"{path} has {len(texts)} texts for {len(sounds)} recordings")
+    short = min(map(len, sounds), default=0)
+    if short <= SHORTEST:
+        raise ValueError(f"recordings must have more than {SHORTEST} samples, got {short}")
+    return part(Sentences(texts, sounds))
 
 
 LJSPEECH: tuple[Layout[Recordings], ...] = (

@@ -48,6 +48,8 @@ def read_idx(path: Path) -> Tensor:
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise ValueError(f"{path} is not an idx file of bytes")
     start = 4 + 4 * content[3]
+    if len(content) < start:
+        raise ValueError(f"{path} is cut off within its header")
     shape = tuple(np.frombuffer(content[4:start], ">u4").tolist())
     if len(content) != start + math.prod(shape):
         raise ValueError(f"{path} is cut off: its header says {shape}")

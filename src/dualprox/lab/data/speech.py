@@ -1,6 +1,5 @@
 """Spoken digits: the Free Spoken Digit Dataset, raw waveforms at 8 kHz."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import read_arrays
 from .split import Split, random_crop
 
 SAMPLES = 8000
@@ -23,9 +23,8 @@ def read_waveforms(path: Path) -> tuple[list[np.ndarray], np.ndarray, np.ndarray
     all recordings in a row; `off`, where each recording begins and the last ends; `label`, the
     digit; and `index`.
     """
-    # numpy forgets to close the file of a damaged archive, so it gets none.
-    with np.load(io.BytesIO(path.read_bytes())) as pack:
-        return unpack(pack), pack["label"], pack["index"]
+    pack = read_arrays(path)
+    return unpack(pack), pack["label"], pack["index"]
 
 
 def unpack(pack: Mapping[str, np.ndarray]) -> list[np.ndarray]:
