@@ -89,10 +89,9 @@ def _rebuilt(model: nn.Module, path: Path) -> nn.Module:
     """The architecture that a plan of `shrink`, `factorize` or `sparsify` leads to."""
     values = read_plan(path)
     change = values.get("change") if isinstance(values, dict) else None
-    if change == "factorize":
-        return factorize_like(model, values)
-    if change == "sparsify":
-        return sparsify_like(model, values)
+    likes = {"factorize": factorize_like, "sparsify": sparsify_like}
+    if isinstance(change, str) and change in likes:
+        return likes[change](model, values)
     return apply_plan(model, Plan.from_dict(values))
 
 

@@ -15,6 +15,7 @@ from .inputs import ExampleInput, Inputs
 from .measure import compare, size
 from .replace import (
     describe,
+    entries_of,
     layers_with_matrices,
     own_parameters,
     reasons_to_stay,
@@ -322,7 +323,7 @@ def factorize_like(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
     change = plan.get("change")
     require(change == "factorize", "plan", 'one of factorize ("change": "factorize")', change)
     exchange: dict[str, LowRank] = {}
-    for name, entry in plan["layers"].items():
+    for name, entry in entries_of(plan, ("rank", "rows")).items():
         layer = dict(model.named_modules()).get(name)
         if type(layer) not in _KINDS:
             found = type(layer).__name__ if layer is not None else "no layer"

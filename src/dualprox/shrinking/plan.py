@@ -152,7 +152,7 @@ def read_plan(path: str | Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a plan: {error}") from error
 
 
@@ -203,6 +203,14 @@ def apply_plan(model: nn.Module, plan: Plan | Mapping[str, Any]) -> nn.Module:
     check_kinds(apply_plan, locals())
     if not isinstance(plan, Plan):
         plan = Plan.from_dict(plan)
+    try:
+        return _cut_down(model, plan)
+    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError) as error:
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise ValueError(f"plan must fit the model, {type(model).__name__}: {reason}") from error
+
+
+def _cut_down(model: nn.Module, plan: Plan) -> nn.Module:
     slim = copy.deepcopy(model)
     modules = dict(slim.named_modules(remove_duplicate=False))
     for name in (*plan.attributes, *plan.biases, *plan.attention, *plan.select):

@@ -1,7 +1,7 @@
 """Which layers can be exchanged for others, and a copy of the model in which they are."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ..checks import shown
 from .inputs import Inputs, undisturbed
 from .select_linear import SelectLinear
 
@@ -186,6 +187,22 @@ def reasons_to_stay(
             if id(layer) in readers:
                 reasons[name] = "its weight is read by more than the layer itself"
     return reasons
+
+
+def entries_of(plan: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+    """What a plan says of layers, each with these keys.
+
+    Raises:
+        ValueError: it does not.
+    """
+    layers = plan.get("layers")
+    ok = isinstance(layers, Mapping) and all(
+        isinstance(entry, Mapping) and all(key in entry for key in keys)
+        for entry in layers.values()
+    )
+    if not ok or layers is None:
+        raise ValueError(f"plan must have layers with {', '.join(keys)}, got {shown(layers)}")
+    return layers
 
 
 def with_layers_exchanged(model: nn.Module, exchange: Mapping[str, nn.Module]) -> nn.Module:

@@ -14,6 +14,7 @@ from .inputs import ExampleInput, Inputs, undisturbed
 from .measure import compare
 from .replace import (
     describe,
+    entries_of,
     layers_with_matrices,
     own_parameters,
     reasons_to_stay,
@@ -223,13 +224,13 @@ def sparsify_like(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
     require(change == "sparsify", "plan", 'one of sparsify ("change": "sparsify")', change)
     named = dict(model.named_modules())
     exchange: dict[str, Sparse] = {}
-    for name, entry in plan["layers"].items():
+    for name, entry in entries_of(plan, ("format",)).items():
         layer = named.get(name)
         if type(layer) is not nn.Linear:
             found = type(layer).__name__ if layer is not None else "no layer"
             raise ValueError(f"plan: {name!r} must be a Linear, got {found}")
         form = entry["format"]
-        require(form in _FORMATS.values(), f"plan: format of {name!r}", '"CSR" or "2:4"', form)
+        require(form in [*_FORMATS.values()], f"plan: format of {name!r}", '"CSR" or "2:4"', form)
         settings = (layer.in_features, layer.out_features)
         options: dict[str, Any] = {
             "bias": layer.bias is not None,
@@ -237,7 +238,7 @@ def sparsify_like(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
             "dtype": layer.weight.dtype,
         }
         if form == "CSR":
-            nonzeros = entry["nonzeros"]
+            nonzeros = entry.get("nonzeros")
             fits = type(nonzeros) is int and 0 <= nonzeros <= layer.weight.numel()
             require(fits, f"plan: nonzeros of {name!r}", "a count of entries", nonzeros)
             exchange[name] = SparseLinear(*settings, nonzeros, **options)
