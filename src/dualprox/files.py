@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+class DamagedFile(Exception):
+    """A file that does not hold what its name says."""
+
+
 # What the system says when it cannot, whoever asks: no room, or a device that fails.
 _FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _LEFTOVER = re.compile(r"\.(\d+)\..+")
@@ -159,8 +163,26 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The content of a JSON file.
+
+    Raises:
+        DamagedFile: it is no JSON.
+    """
+    return _parsed(_text(path), path)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise DamagedFile(f"{path} is damaged: {error}") from None
+
+
+def _parsed(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path} is damaged: {error}") from None
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -168,10 +190,17 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
     A last line without an end is one that is being written, or was when its process was killed: it
     does not count.
+
+    Raises:
+        DamagedFile: a line is no object in JSON.
     """
     if not path.exists():
         return []
-    return [json.loads(line) for line in whole_lines(path.read_bytes())]
+    rows = [_parsed(line, path) for line in whole_lines(path.read_bytes())]
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise DamagedFile(f"{path} is damaged: line {number} holds no object")
+    return rows
 
 
 def write_png(path: Path, figure: "Figure") -> None:

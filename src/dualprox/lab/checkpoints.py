@@ -20,7 +20,7 @@ import torch
 
 from ..files import faults_named, settle, sync_folder, temporary
 from . import settings
-from .folders import RunFolderError
+from .folders import RunFolderError, load_tensors
 from .settings import Run
 
 FOLDER = "checkpoints"
@@ -100,7 +100,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Run]:
     if _sum_of(path) != name[3]:
         raise _DamagedError("is damaged, its checksum is not that of its name")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
         return state, settings.from_json(json.loads(state["run"]))
     except Exception as error:  # torch raises many kinds
         reason = str(error).partition("\n")[0]

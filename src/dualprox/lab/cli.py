@@ -12,7 +12,7 @@ from pathlib import Path
 
 import dualprox as dp
 
-from ..files import WriteError, read_json, read_json_lines
+from ..files import DamagedFile, WriteError, read_json, read_json_lines
 from . import console, ranks
 from .bench.command import add_bench
 from .doctor import doctor
@@ -28,6 +28,7 @@ from .usage import UsageError, require_extras
 _DEFAULT = "digits_mlp_ramda"
 # Commands for which torchrun may start several processes.
 _TOGETHER = ("train",)
+_LONGEST = 2000  # letters of a message
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,11 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         code = args.run(args)
-    except UsageError as error:
-        ranks.complain(f"dualprox: {error}")
+    except (UsageError, DamagedFile, OSError) as error:
+        text = str(error)
+        ranks.complain(f"dualprox: {text[:_LONGEST]}{'...' * (len(text) > _LONGEST)}")
         code = 2
     except WriteError as error:
         ranks.complain(f"dualprox: {error}")
+        code = 1
+    except MemoryError as error:
+        ranks.complain(f"dualprox: not enough memory: {error}")
         code = 1
     except Exception as error:
         if ranks.world() == 1:
@@ -182,45 +187,56 @@ def _train(args: argparse.Namespace) -> int:
         check(run)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    return _finish(ranks.from_first(lambda: _begun(run, args.out)))
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> Path:
+            folder = args.out if args.out is not None else console.fresh_folder(run.recipe)
+            stack.enter_context(console.nothing_left_in(folder))
+            _begin(run, folder, args.out is not None)
+            return folder
+
+        return _finish(ranks.from_first(begin))
 
 
-def _begun(run: Run, out: Path | None) -> Path:
-    """A new run folder, or the one that torchrun's processes had made before it restarted them."""
+def _begin(run: Run, folder: Path, is_named: bool) -> None:
+    """Make a run folder, unless torchrun's processes had made it before it restarted them."""
     from .folders import RunFolderError, mark_launch, marked_launch
     from .train import start
 
-    if ranks.has_restarted() and out is not None and marked_launch(out) == ranks.launch():
-        return out
-    if ranks.may_restart() and out is None:
+    if ranks.has_restarted() and is_named and marked_launch(folder) == ranks.launch():
+        return
+    if ranks.may_restart() and not is_named:
         raise UsageError("--max-restarts needs --out DIR, where restarted processes find the run")
-    folder = out if out is not None else console.fresh_folder(run.recipe)
     try:
         start(run, folder)
         if ranks.may_restart():
             mark_launch(folder, ranks.launch())
-    except (RunFolderError, OSError) as error:
+    except (RunFolderError, OSError, ValueError) as error:
         raise UsageError(str(error)) from None
-    return folder
 
 
 def _finish(folder: Path) -> int:
     """Train what is left of a run folder, write its report and print it."""
-    from .folders import read_run
+    from .folders import read_run, reading
     from .report import write_report
-    from .train import go_on
+    from .train import check, go_on
 
     def train() -> int:
         run = read_run(folder)
         if (folder / "summary.json").exists():
             print(f"{folder} is finished already:")
         else:
+            try:
+                check(run)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
             console.print_caveat(run)
             names = [name for name in (run.baseline, run.recipe) if name]
             with console.progress(names) as show:
                 training = go_on(folder, lambda run, row: show(run.recipe, run.epochs, row))
                 if ranks.is_first():
-                    write_report(training, folder)
+                    with reading(folder):
+                        write_report(training, folder)
         if ranks.is_first():
             _print_summary(folder, run)
         return 0
@@ -229,10 +245,13 @@ def _finish(folder: Path) -> int:
 
 
 def _print_summary(folder: Path, run: Run) -> None:
+    from .folders import reading
     from .report import rows
 
     summary = read_json(folder / "summary.json")
-    console.print_summary(f"{run.recipe}, seed {run.seed}", rows(summary), folder)
+    with reading(folder / "summary.json"):
+        lines = list(rows(summary))
+    console.print_summary(f"{run.recipe}, seed {run.seed}", lines, folder)
 
 
 def _shrink(args: argparse.Namespace) -> int:
@@ -289,20 +308,22 @@ def _show_named(name: str) -> bool:
 
 def _show(args: argparse.Namespace) -> int:
     folder = Path(args.what)
-    if not folder.exists() and _show_named(args.what):
+    there = os.path.exists(folder)
+    if not there and _show_named(args.what):
         return 0
-    from .folders import RunFolderError, made_by, read_run
+    from .folders import RunFolderError, made_by, read_run, reading
 
     shows = {"path": show_path, "fit": show_fit, "reproduce": show_reproduced}
     try:
         command = made_by(folder)
         if command is not None:
             require_extras()
-            shows[command](folder)
+            with reading(folder):
+                shows[command](folder)
             return 0
         run = read_run(folder)
     except RunFolderError as error:
-        if folder.exists():
+        if there:
             raise UsageError(str(error)) from None
         raise UsageError(f"{args.what!r} is neither a run folder nor a recipe or table") from None
     print(json.dumps(to_json(run), indent=2))
@@ -313,7 +334,12 @@ def _show(args: argparse.Namespace) -> int:
     metrics = read_json_lines(folder / "metrics.jsonl")
     if metrics:
         console.print_caveat(run)
-        print(console.live(metrics[-1]))
+        try:
+            with reading(folder / "metrics.jsonl"):
+                line = console.live(metrics[-1])
+        except RunFolderError as error:
+            raise UsageError(str(error)) from None
+        print(line)
     print(
         f"unfinished, {len(metrics)} of {run.epochs} epochs; go on with: "
         f"dualprox train --resume {folder}"

@@ -2,11 +2,13 @@
 
 import argparse
 import contextlib
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import WriteError
+from ..files import DamagedFile, WriteError
 from . import ranks
 from .data import DataError, caveat
 from .interrupts import Stopped, listening
@@ -71,6 +73,25 @@ def print_caveat(run: Run) -> None:
         print(f"note: {note}")
 
 
+@contextlib.contextmanager
+def nothing_left_in(folder: Path) -> Iterator[None]:
+    """Take away again what is made in an empty folder, or that folder, if the work is refused.
+
+    From the first epoch on it stays, and can go on when the reason is gone.
+    """
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    was_empty = bool(made) or (folder.is_dir() and not any(folder.iterdir()))
+    try:
+        yield
+    except UsageError:
+        if was_empty and folder.is_dir() and not any(folder.rglob("metrics.jsonl")):
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path in made:
+                path.rmdir()
+        raise
+
+
 def exit_code(work: Callable[[], int], advice: str) -> int:
     """Do the work of a run folder, and return its exit code, or that of its failure.
 
@@ -86,7 +107,7 @@ def exit_code(work: Callable[[], int], advice: str) -> int:
     try:
         with listening():
             return work()
-    except (RunFolderError, DataError) as error:
+    except (RunFolderError, DataError, DamagedFile) as error:
         raise UsageError(str(error)) from None
     except FloatingPointError as error:
         ranks.complain(f"dualprox: {error}")

@@ -64,6 +64,7 @@ def add_fit(commands: Any) -> None:
 def _fit(args: argparse.Namespace) -> int:
     require_extras()
     from .fit_run import begin, fit_run, go
+    from .folders import RunFolderError
 
     settings = list(args.settings)
     for name in ("epochs", "seed"):
@@ -80,7 +81,7 @@ def _fit(args: argparse.Namespace) -> int:
             name, epochs = recipe.recipe, wish.run.epochs
             with console.progress([name]) as show:
                 summary = go(wish, folder, lambda row: show(name, epochs, row))
-        except (ValueError, OSError, dp.ShrinkError) as error:
+        except (ValueError, OSError, RunFolderError, dp.ShrinkError) as error:
             raise UsageError(str(error)) from None
         show_fit(folder)
         if summary["is_reached"]:
@@ -89,7 +90,8 @@ def _fit(args: argparse.Namespace) -> int:
             print(f"dualprox: {note}", file=sys.stderr)
         return 1
 
-    return console.exit_code(train, f"{folder} holds the metrics so far; a fit begins anew")
+    with console.nothing_left_in(folder):
+        return console.exit_code(train, f"{folder} holds the metrics so far; a fit begins anew")
 
 
 def _target(args: argparse.Namespace) -> dp.TargetSize:

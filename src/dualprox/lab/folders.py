@@ -1,10 +1,15 @@
 """Run folders: what they hold, and what is refused as none."""
 
+import contextlib
 import json
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..files import remove_leftovers, write_json
+import torch
+
+from ..files import DamagedFile, WriteError, read_json, remove_leftovers, write_json
 from . import settings
 from .settings import Run
 
@@ -61,7 +66,38 @@ def made_by(folder: Path) -> str | None:
         RunFolderError: it has no config.json, or a damaged one.
     """
     command = read_config(folder).get("command")
-    return command if command in COMMANDS else None
+    return command if isinstance(command, str) and command in COMMANDS else None
+
+
+@contextlib.contextmanager
+def reading(what: Path) -> Iterator[None]:
+    """Refuse a file, or what a folder holds, that is not as this library writes it.
+
+    Raises:
+        RunFolderError: what is read within has other fields, or values of other kinds.
+    """
+    try:
+        yield
+    except (DamagedFile, RunFolderError, WriteError, OSError, MemoryError):
+        raise
+    # What Python, torch and safetensors raise for values that are not what they should be.
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise RunFolderError(f"{what} is damaged: {type(error).__name__}: {reason}") from error
+
+
+def load_tensors(path: Path) -> Any:
+    """What torch.save wrote to a file, on the CPU; nothing in it is run.
+
+    Raises:
+        ValueError: it holds more than its own size: torch.save packs nothing.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise ValueError(f"its {unpacked} bytes do not fit into a file of their size")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -71,11 +107,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         RunFolderError: there is none, or a damaged one.
     """
     try:
-        saved = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
+        saved = read_json(folder / "config.json")
+    except (OSError, ValueError):  # ValueError: no name of a file
         raise RunFolderError(f"{folder} is not a run folder: it has no config.json") from None
-    except ValueError as error:  # of JSON or of UTF-8
-        raise RunFolderError(f"{folder / 'config.json'} is damaged: {error}") from None
+    except DamagedFile as error:
+        raise RunFolderError(str(error)) from None
     if not isinstance(saved, dict):
         raise RunFolderError(f"{folder / 'config.json'} is damaged: it holds no object")
     return saved

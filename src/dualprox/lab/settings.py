@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import dualprox as dp
 
-from ..checks import is_count, is_real, require
+from ..checks import is_count, is_real, is_seed, require, shown
+from ..kinds import check_kinds
 from .specs import (
     AdamSpec,
     AdamwSpec,
@@ -125,6 +126,8 @@ class Run:
         for name in ("epochs", "batch_size", "threads", "keep_checkpoints"):
             value = getattr(self, name)
             require(is_count(value), name, "an int >= 1", value)
+            most = _MOST_THREADS if name == "threads" else _MOST
+            require(value <= most, name, f"at most {most}", value)
         for name, kind in _CHOICES.items():
             names, value = typing.get_args(kind), getattr(self, name)
             require(value in names, name, f"one of {', '.join(names)}", value)
@@ -134,7 +137,9 @@ class Run:
         one_layer = isinstance(self.model, MlpSpec) and not self.model.hidden
         rule = "torch for a network of several layers: at the origin it has no gradient"
         require(one_layer or self.init == "torch", "init", rule, self.init)
-        require(isinstance(self.seed, int) and self.seed >= 0, "seed", "an int >= 0", self.seed)
+        ok = isinstance(self.seed, int) and self.seed >= 0
+        require(ok, "seed", "an int >= 0", self.seed)
+        require(is_seed(self.seed), "seed", "below 2**63", self.seed)
         steps = [0, *self.milestones, self.epochs]
         rising = all(a < b for a, b in pairwise(steps))
         rule = f"increasing ints between 1 and epochs - 1 = {self.epochs - 1}"
@@ -158,10 +163,11 @@ class Run:
 
     def _check_steps(self) -> None:
         """The rules of what happens in a single step."""
-        known = re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is not None
+        known = re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", self.device) is not None
         require(known, "device", "cpu, cuda or cuda:N", self.device)
         ok = self.epoch_steps is None or is_count(self.epoch_steps)
         require(ok, "epoch_steps", "None or an int >= 1", self.epoch_steps)
+        require((self.epoch_steps or 1) <= _MOST, "epoch_steps", f"<= {_MOST}", self.epoch_steps)
         ok = self.clip is None or (is_real(self.clip) and self.clip > 0)
         require(ok, "clip", "None or a number > 0", self.clip)
         ok = is_real(self.label_smoothing) and 0 <= self.label_smoothing < 1
@@ -176,6 +182,9 @@ class Run:
         require(ok, "warmup", "an int >= 0, 0 for schedule=multistep", self.warmup)
 
 
+# More threads than that torch cannot start, and of larger numbers nothing can be made.
+_MOST_THREADS, _MOST = 1024, 2**31 - 1
+_MOST_LETTERS = 200  # of a name in a message
 _CHOICES: dict[str, Any] = {
     "data": DataName,
     "init": Init,
@@ -204,12 +213,16 @@ def from_json(saved: dict[str, Any]) -> Run:
     def built(value: Any) -> Any:
         if isinstance(value, dict):
             fields = {name: built(v) for name, v in value.items() if name != "kind"}
-            return _KINDS[value["kind"]](**fields)
+            return checked(_KINDS[value["kind"]], fields)
         return tuple(value) if isinstance(value, list) else value
 
+    def checked(kind: Any, fields: dict[str, Any]) -> Any:
+        check_kinds(kind, fields)
+        return kind(**fields)
+
     try:
-        return Run(**{name: built(value) for name, value in saved.items()})
-    except (KeyError, TypeError) as error:
+        return checked(Run, {name: built(value) for name, value in saved.items()})
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"not a run of this version of dualprox: {error}") from None
 
 
@@ -261,7 +274,7 @@ def with_settings(run: Run, assignments: list[str]) -> Run:
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
-            raise ValueError(f"--set takes field=value, got {assignment!r}")
+            raise ValueError(f"--set takes field=value, got {shown(assignment)}")
         name, _, rest = path.partition(".")
         old = changes.get(name, getattr(run, name, None))
         changes[name] = _changed(run, name, old, rest, text, path)
@@ -286,10 +299,10 @@ def _changed(spec: Any, name: str, value: Any, rest: str, text: str, path: str) 
         known = [known for known in field_names(spec, prefix) if known != "recipe"]
         nearest = difflib.get_close_matches(path, known, n=1, cutoff=0.4)
         hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
-        raise ValueError(f"{path} is not a field of the run; {hint}")
+        raise ValueError(f"{path[:_MOST_LETTERS]} is not a field of the run; {hint}")
     if rest:
         if not dataclasses.is_dataclass(value):
-            raise ValueError(f"{path}: {name} has no fields, it is {value!r}")
+            raise ValueError(f"{path[:_MOST_LETTERS]}: {name} has no fields, it is {value!r}")
         inner, _, innermost = rest.partition(".")
         old = getattr(value, inner, None)
         new = _changed(value, inner, old, innermost, text, path)
@@ -298,7 +311,7 @@ def _changed(spec: Any, name: str, value: Any, rest: str, text: str, path: str) 
     try:
         return _parsed(kind, text)
     except ValueError:
-        raise ValueError(f"{path} must be {_described(kind)}, got {text!r}") from None
+        raise ValueError(f"{path} must be {_described(kind)}, got {shown(text)}") from None
 
 
 def _parsed(kind: Any, text: str) -> Any:

@@ -14,7 +14,7 @@ import dualprox as dp
 from ..checks import require
 from ..files import write_json
 from .checkpoints import newest
-from .folders import RunFolderError, read_run
+from .folders import RunFolderError, read_run, reading
 from .networks import example_input, make_model
 from .settings import Run
 
@@ -35,9 +35,11 @@ def trained_model(folder: Path) -> tuple[Run, nn.Module, dp.Plan]:
     if saved is None or not weights.exists():
         raise RunFolderError(f"{folder} is not finished; dualprox train --resume {folder}")
     torch.set_num_threads(run.threads)
-    plan = dp.Plan.from_dict(json.loads(saved.state["plan"]))
-    model = dp.apply_plan(make_model(run), plan)
-    model.load_state_dict(load_file(str(weights)))
+    with reading(saved.path):
+        plan = dp.Plan.from_dict(json.loads(saved.state["plan"]))
+        model = dp.apply_plan(make_model(run), plan)
+    with reading(weights):
+        model.load_state_dict(load_file(str(weights)))
     return run, model, plan
 
 

@@ -135,6 +135,7 @@ class ResnetSpec:
         for name in ("blocks", "stride"):
             value = getattr(self, name)
             require(is_count(value), name, "an int >= 1", value)
+            require(value <= 1000, name, "at most 1000", value)
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ class TransformerXLSpec:
         for name in ("tokens", "width", "layers", "heads", "inner", "length"):
             value = getattr(self, name)
             require(is_count(value), name, "an int >= 1", value)
+        require(self.layers <= 1000, "layers", "at most 1000", self.layers)
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,7 @@ class VitMimSpec:
         for name in ("image", "patch", "width", "layers", "heads", "inner", "mask_patch"):
             value = getattr(self, name)
             require(is_count(value), name, "an int >= 1", value)
+        require(self.layers <= 1000, "layers", "at most 1000", self.layers)
         whole = self.mask_patch % self.patch == 0
         require(whole, "mask_patch", f"a multiple of patch = {self.patch}", self.mask_patch)
         whole = self.image % self.mask_patch == 0

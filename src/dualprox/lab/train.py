@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import dualprox as dp
 
-from ..checks import require
+from ..checks import is_real, require
 from ..files import (
     WriteError,
     append_json_line,
@@ -26,7 +26,7 @@ from ..files import (
 )
 from . import checkpoints, data, interrupts, ranks, settings
 from .finite import Finite, require_finite
-from .folders import START, RunFolderError, read_run, require_empty
+from .folders import START, RunFolderError, read_run, reading, require_empty
 from .networks import can_shrink, example_input, make_model
 from .optimizers import make_optimizer, make_schedule
 from .recipes import RECIPES
@@ -56,6 +56,9 @@ def check(run: Run) -> None:
             make_optimizer(apart, make_model(apart))
     except ImportError as error:
         raise ValueError(str(error)) from None
+    except (ArithmeticError, AssertionError, MemoryError, RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        require(False, "model", f"one that torch can make ({reason})", run.model)
     task_of(run).check(run)
     data.require_files(run.data, run.data_dir)
     there = run.device == "cpu" or torch.cuda.is_available()
@@ -247,8 +250,7 @@ class Training:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         plan = dp.Plan.from_dict(json.loads(saved["plan"]))
-        # Where nothing was dead the plan is empty, and penalties are all the same those of a network
-        # that was cut.
+        # Where nothing was dead the plan is empty; penalties are those of a network that was cut.
         stages = self.run.milestones if self.run.shrink_at_restart else ()
         if stages and saved["epoch"] >= stages[0]:
             assert isinstance(self.opt, dp.ProximalOptimizer)
@@ -265,8 +267,11 @@ class Training:
         torch.set_rng_state(saved["rng"])
         if self._on_cuda() and saved["device_rng"] is not None:
             torch.cuda.set_rng_state(saved["device_rng"], self.device)
+        epoch = saved["epoch"]
+        ok = isinstance(epoch, int) and 0 <= epoch <= self.run.epochs
+        require(ok, "epoch", f"an int from 0 to {self.run.epochs}", epoch)
         self.finite.load_state_dict(saved["finite"])
-        self.epoch, self.taken = saved["epoch"], saved["taken"]
+        self.epoch, self.taken = epoch, saved["taken"]
         self.earlier = saved["seconds"]
         if self.taken:  # else torch warns of a schedule that goes ahead of its optimizer
             self.opt.__dict__["_opt_called"] = True
@@ -336,14 +341,17 @@ def go_on(folder: Path, progress: Progress) -> Training:
     go_on_dense(run, folder / "dense", progress)
     training = Training(ranks.placed(run))
     if found is not None:
-        training.load_state_dict(found.state)
+        with reading(found.path):
+            training.load_state_dict(found.state)
     elif (folder / START).exists():
-        training.model.load_state_dict(load_file(folder / START))
+        with reading(folder / START):
+            training.model.load_state_dict(load_file(folder / START))
     ranks.wait()  # until all have read what the first one changes now
     if ranks.is_first():
         _tidy(folder, found, training.epoch)
     if last is not None:
-        progress(run, last)
+        with reading(folder / "metrics.jsonl"):
+            progress(run, last)
     with interrupts.postponed():
         try:
             _train_on(training, folder, progress)
@@ -399,16 +407,18 @@ def _last_row(folder: Path, epochs: int) -> dict[str, Any] | None:
     Raises:
         RunFolderError: lines are damaged or missing, or there are some without a checkpoint.
     """
-    for name in LOGS:
+    last: dict[str, Any] | None = None
+    for name in reversed(LOGS):
         path = folder / name
-        try:
-            rows = read_json_lines(path)
-        except ValueError as error:
-            raise RunFolderError(f"{path} is damaged: {error}") from None
+        rows = read_json_lines(path)
         # A line is written before its checkpoint.
         if len(rows) < epochs or (not epochs and len(rows) > 1):
             raise RunFolderError(
                 f"{path} has {len(rows)} epochs, the last checkpoint beside it {epochs}"
             )
-    rows = read_json_lines(folder / LOGS[0])
-    return rows[epochs - 1] if epochs else None
+        if [row.get("epoch") for row in rows[:epochs]] != [*range(1, epochs + 1)]:
+            raise RunFolderError(f"{path} is damaged: it must have a row for each epoch")
+        if name == "timing.jsonl" and not all(is_real(row.get("seconds")) for row in rows):
+            raise RunFolderError(f"{path} is damaged: seconds must be numbers")
+        last = rows[epochs - 1] if epochs else None
+    return last

@@ -117,8 +117,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     folder = args.out or Path("runs") / table.name
     try:
         jobs = plan(table, folder, args.rows, seeds_of(args.seeds), args.settings, args.exact)
-        begin(table, jobs, folder)
-    except (ValueError, RunFolderError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UsageError(str(error)) from None
     failed: list[Job] = []
 
@@ -128,7 +127,12 @@ def _reproduce(args: argparse.Namespace) -> int:
             _write([folder], folder)
         return 1 if failed else 0
 
-    return console.exit_code(work, f"{folder} goes on with the same command")
+    with console.nothing_left_in(folder):
+        try:
+            begin(table, jobs, folder)
+        except (ValueError, RunFolderError, OSError) as error:
+            raise UsageError(str(error)) from None
+        return console.exit_code(work, f"{folder} goes on with the same command")
 
 
 def _train_all(jobs: "list[Job]", failed: "list[Job]") -> None:
@@ -165,16 +169,18 @@ def _report(args: argparse.Namespace) -> int:
 
 def _write(folders: list[Path], out: Path, optimum: bool = False) -> None:
     """Write the report of what is finished, and print its tables."""
+    from ..folders import reading
     from .optimality import beside_optimum
     from .page import write_report
     from .results import compare, gather
 
-    results, unfinished = gather(folders)
+    with reading(folders[0]):
+        results, unfinished = gather(folders)
+        comparisons = compare(results)
     for folder in unfinished:
         print(f"unfinished, left out: {folder}")
     if not results:
         raise UsageError(f"no finished run in {', '.join(map(str, folders))}")
-    comparisons = compare(results)
     if optimum:
         found = [beside_optimum(comparison, out, print) for comparison in comparisons]
         comparisons += [comparison for comparison in found if comparison is not None]

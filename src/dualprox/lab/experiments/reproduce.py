@@ -145,7 +145,9 @@ def begin(table: Table, jobs: Sequence[Job], folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         if made_by(folder) != "reproduce" or read_config(folder).get("table") != table.name:
             raise RunFolderError(f"{folder} was not made for {table.name}: choose another --out")
-        runs = read_config(folder)["runs"]
+        runs = read_config(folder).get("runs", {})
+        if not isinstance(runs, dict):
+            raise RunFolderError(f"{folder / 'config.json'} is damaged: it has no runs")
     for job in jobs:
         if (job.folder / "config.json").exists() and read_run(job.folder) != job.run:
             pairs = differences(job.run, read_run(job.folder))

@@ -104,11 +104,15 @@ def _path(args: argparse.Namespace) -> int:
         # Once without and once with strength_max: mistakes are found before the data are read.
         sweep = Sweep(run, fractions, 1.0, share, args.refit or 0, args.select_inputs)
         sweep = replace(sweep, strength_max=natural_strength(run))
-        folder = args.out or console.fresh_folder(f"{run.recipe}-path")
-        begin(sweep, folder)
-    except (ValueError, DataError, RunFolderError, OSError) as error:
+    except (ValueError, DataError, OSError) as error:
         raise UsageError(str(error)) from None
-    return _finish(folder)
+    folder = args.out or console.fresh_folder(f"{run.recipe}-path")
+    with console.nothing_left_in(folder):
+        try:
+            begin(sweep, folder)
+        except (ValueError, RunFolderError, OSError) as error:
+            raise UsageError(str(error)) from None
+        return _finish(folder)
 
 
 def _listed(text: str | None) -> int | list[float]:
@@ -127,6 +131,8 @@ def _listed(text: str | None) -> int | list[float]:
 
 def _finish(folder: Path) -> int:
     """Train what is left of a path, and print its table."""
+    from ..folders import reading
+    from ..train import check
     from .curve import write_curve
     from .sweep import DENSE, read_sweep, walk
 
@@ -135,12 +141,18 @@ def _finish(folder: Path) -> int:
         if (folder / "summary.json").exists():
             print(f"{folder} is finished already:")
         else:
+            try:
+                check(sweep.run)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
             console.print_caveat(sweep.run)
             names = [*([DENSE] if sweep.run.baseline else []), *sweep.names()]
             with console.progress(names, lines=1) as show:
                 rows = walk(folder, show)
-                write_curve(sweep, rows, folder)
-        show_path(folder)
+                with reading(folder / "path.jsonl"):
+                    write_curve(sweep, rows, folder)
+        with reading(folder):
+            show_path(folder)
         return 0
 
     return console.exit_code(sweep_on, f"go on with: dualprox path --resume {folder}")

@@ -19,9 +19,10 @@ from ...files import (
     write_json,
     write_json_lines,
 )
+from ...kinds import check_kinds
 from .. import settings
 from ..finite import Finite
-from ..folders import START, RunFolderError, made_by, read_config, require_empty
+from ..folders import START, RunFolderError, made_by, read_config, reading, require_empty
 from ..networks import can_shrink, make_model
 from ..optimizers import make_groups
 from ..recipes import RECIPES
@@ -68,6 +69,8 @@ class Sweep:
         require(is_real(self.share) and 0 < self.share <= 1, "share", "in (0, 1]", self.share)
         ok = is_count(self.refit) or self.refit == 0
         require(ok, "refit", "an int >= 0", self.refit)
+        ok = is_real(self.strength_max) and self.strength_max > 0
+        require(ok, "strength_max", "a number > 0", self.strength_max)
         grouped = isinstance(self.run.penalty, dp.GroupPenalty)
         require(grouped or not self.select_inputs, "select_inputs", "false without groups", True)
 
@@ -105,6 +108,7 @@ def log_spaced(first: float, last: float, count: int) -> tuple[float, ...]:
     for name, value in (("from", first), ("to", last)):
         require(is_real(value) and value > 0, name, "a number > 0", value)
     require(is_count(count) and count >= 2, "strengths", "an int >= 2", count)
+    require(count <= 10_000, "strengths", "at most 10000", count)
     require(first != last, "to", "another number than from", last)
     low, high = sorted((first, last))
     inner = [low * (high / low) ** (place / (count - 1)) for place in range(1, count - 1)]
@@ -157,6 +161,10 @@ def to_json(sweep: Sweep) -> dict[str, Any]:
     }
 
 
+# Fields that JSON holds in another form.
+_BUILT = ("run", "fractions")
+
+
 def read_sweep(folder: Path) -> Sweep:
     """The sweep that a folder holds.
 
@@ -167,6 +175,7 @@ def read_sweep(folder: Path) -> Sweep:
         raise RunFolderError(f"{folder} was not made by `dualprox path`")
     saved = read_config(folder)
     try:
+        check_kinds(Sweep, {name: value for name, value in saved.items() if name not in _BUILT})
         del saved["command"]
         run = settings.from_json(saved.pop("run"))
         return Sweep(run=run, fractions=tuple(saved.pop("fractions")), **saved)
@@ -195,8 +204,9 @@ def walk(folder: Path, show: Show) -> list[dict[str, Any]]:
     rows = read_json_lines(folder / "path.jsonl")
     for index, name in enumerate(sweep.names()):
         if index < len(rows):
-            metrics = read_json_lines(folder / name / "metrics.jsonl")
-            show(name, rows[index]["epochs"], metrics[-1])
+            with reading(folder / name / "metrics.jsonl"):
+                metrics = read_json_lines(folder / name / "metrics.jsonl")
+                show(name, rows[index]["epochs"], metrics[-1])
             continue
         run = sweep.point(index)
         if not (folder / name / "config.json").exists():
