@@ -189,7 +189,7 @@ def test_a_subclass_must_say_that_it_takes_bundles():
         ),
         (lambda: coupling_of([]), ValueError, "members must have a slice in a group, got none"),
         (lambda: coupling_of([((3, 1), 1, 1, 1, (-1,))]), ValueError, "got none"),
-        (lambda: dp.Coupling(SHAPES), TypeError, "members must be Member objects"),  # pyright: ignore
+        (lambda: dp.Coupling(SHAPES), TypeError, "members must be a tuple of Members"),  # pyright: ignore
         (
             lambda: dp.Coupled(NO_GROUPS, coupling_of(MEMBERS)),
             TypeError,

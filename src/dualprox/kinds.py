@@ -19,12 +19,14 @@ _WORDS = {
     int: "a whole number",
     float: "a number",
     str: "a text",
+    torch.Tensor: "a tensor",
+    nn.Module: "a module",
     type(None): "None",
 }
 
 
 def check_kinds(owner: Any, values: Mapping[str, Any]) -> None:
-    """Raise TypeError for a value that is not of the kind that its annotation says.
+    """Raise for a value that is not of the kind that its annotation says.
 
     Numbers may be numpy's; a bool is no number, and nothing else is a bool.
 
@@ -34,7 +36,7 @@ def check_kinds(owner: Any, values: Mapping[str, Any]) -> None:
 
     Raises:
         TypeError: a value is of another kind.
-        ValueError: a module is lazy and has not been run yet.
+        ValueError: it is a number of another kind, or a lazy module that has not been run yet.
     """
     known = {f.name: f.type for f in fields(owner)} if is_dataclass(owner) else None
     for name, kind in (known or owner.__annotations__).items():
@@ -42,7 +44,8 @@ def check_kinds(owner: Any, values: Mapping[str, Any]) -> None:
             continue
         value = values[name]
         if not fits(value, kind):
-            raise TypeError(f"{name} must be {described(kind)}, got {shown(value)}")
+            error = ValueError if isinstance(value, int | float) else TypeError
+            raise error(f"{name} must be {described(kind)}, got {shown(value)}")
         if isinstance(value, nn.Module):
             lazy = [path for path, param in value.named_parameters() if is_lazy(param)]
             if lazy:
@@ -67,6 +70,8 @@ def as_tuple(value: Any) -> Any:
 def fits(value: Any, kind: Any) -> bool:
     """Whether a value is of the kind that an annotation says; of one in quotes anything is.
 
+    Which of the texts of a `Literal` it is does not matter.
+
     Example:
         >>> fits((1, 2), tuple[int, ...]), fits((1, True), tuple[int, ...]), fits(1, float | None)
         (True, False, True)
@@ -75,7 +80,7 @@ def fits(value: Any, kind: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, each) for each in args)
     if origin is Literal:
-        return any(type(value) is type(each) and value == each for each in args)
+        return any(type(value) is type(each) for each in args)
     if kind in (int, float):
         return isinstance(value, _NUMBERS[kind is float]) and not isinstance(value, bool)
     if origin is Callable or kind is Callable:
@@ -116,10 +121,10 @@ def described(kind: Any) -> str:
         return " or ".join(map(repr, args))
     if kind in _WORDS or kind is None:
         return _WORDS[type(None) if kind is None else kind]
-    name = getattr(origin or kind, "__name__", "value").lower()
-    name = (origin or kind).__name__ if name == "module" or origin is None else name
+    name = getattr(origin or kind, "__name__", "value")
+    name = name if origin is None else name.lower()
     article = "an" if name[0].lower() in "aeiou" else "a"
-    if origin is None or not args or args[0] is Any or isinstance(args[0], str | TypeVar | list):
+    if origin is None or not args or Any in args or isinstance(args[0], str | TypeVar | list):
         return f"{article} {name}"
     if issubclass(origin, Mapping):
         return f"{article} {name} of {_plural(args[0])} to {_plural(args[1])}"

@@ -45,7 +45,8 @@ class TargetSize:
     tolerance: float = field(default=0.03, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_kinds(type(self), vars(self))
+        bounds = {"at_least": self.at_least, "at_most": self.at_most}
+        check_kinds(type(self), bounds)
         make_plain(self)
         sizes = {name: getattr(self, name) for name in MEASURES}
         given = [f"{name}={shown(size)}" for name, size in sizes.items() if size is not None]

@@ -48,6 +48,7 @@ class LowRank(nn.Sequential):
     def __init__(self, layer: nn.Module, rank: int, rows: Rows = "out") -> None:
         check_kinds(LowRank.__init__, locals())
         require_kind(_KINDS, "a Linear or a convolution", layer=layer)
+        require(rows in ("out", "in"), "rows", "'out' or 'in'", rows)
         require(is_count(rank) and rank < 2**31, "rank", "an int from 1 to 2**31 - 1", rank)
         bias = layer.bias is not None
         if isinstance(layer, nn.Linear):

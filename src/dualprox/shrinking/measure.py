@@ -218,7 +218,8 @@ def measure(
         The cost; a latency carries the reason where the model cannot run at a batch size.
 
     Raises:
-        ValueError: a setting is out of range, or `example_input` is of another kind.
+        ValueError: a setting is out of range, or the model does not take `example_input`.
+        TypeError: `example_input` is of another kind.
 
     Example:
         >>> cost = measure(nn.Linear(3, 5), torch.zeros(1, 3), batch_sizes=[1], seconds=0.01)
