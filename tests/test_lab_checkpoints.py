@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from dualprox.files import append_json_line
 from dualprox.lab import checkpoints, interrupts, train
 from dualprox.lab.cli import main
-from dualprox.lab.folders import RunFolderError
+from dualprox.lab.folders import RunFolderError, read_run
 from dualprox.lab.recipes import RECIPES
 from dualprox.lab.settings import with_settings
-from lab_runs import SHORT, assert_same_run, finish, short, stop_at
+from lab_runs import assert_same_run, finish, short, stop_at
 from promises import Tries
 from test_tasks import ROWS, WRITE, small
 from tiny_data import write_images
@@ -40,7 +41,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("digits_mlp_ramda", (), (7, 45, 80, 81, 170)),
         ("digits_mlp_ramda_refit", (), (45, 80, 120)),
         ("digits_mlp_ramda", (*SHRINKS, "model.hidden=16,12"), (80, 100)),
-        ("digits_mlp_ramda", (*SHRINKS, "penalty.strength=1e-9"), (80,)),
         ("digits_mlp_lowrank", ("precision=float16",), (7, 100)),
         ("digits_mlp_dense", ("milestones=", "schedule=cosine", "warmup=50", "clip=0.1"), (30, 99)),
     ],
@@ -79,19 +79,27 @@ def test_text_speech_and_masked_images_go_on_within_an_epoch_too(
 
 
 @pytest.mark.promise("checkpoints", SAME_BITS, "stops")
+@pytest.mark.parametrize(
+    ("recipe", "stops"),
+    [
+        ("cifar_resnet_dense", (3, 6, 7)),
+        # Groups of several weights, in a network that was cut where nothing was dead.
+        pytest.param("cifar_resnet_ramda", (6,), marks=pytest.mark.slow),
+    ],
+)
 def test_random_changes_of_images_go_on_within_an_epoch_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tries: Tries
+    recipe, stops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tries: Tries
 ) -> None:
     write_images(tmp_path, 16, 4)
-    fields = [*SHORT[:2], "baseline=none", f"data_dir={tmp_path}", "augment=true", "batch_size=4"]
-    network = ["model.widths=4,4,4", "model.blocks=1"]
-    run = with_settings(RECIPES["cifar_resnet_dense"](), [*fields, *network])
+    fields = ["epochs=2", "milestones=1", "baseline=none", f"data_dir={tmp_path}", "batch_size=4"]
+    network = ["augment=true", "model.widths=4,4", "model.blocks=1"]
+    run = with_settings(RECIPES[recipe](), [*fields, *network])
     finish(tmp_path / "whole", run)
-    stop_at((3, 6, 7), tmp_path / "stopped", run, monkeypatch)
+    stop_at(stops, tmp_path / "stopped", run, monkeypatch)
     finish(tmp_path / "stopped")
     with tries.one():
         assert_same_run(tmp_path / "whole", tmp_path / "stopped")
-    tries.add(2)
+    tries.add(len(stops) - 1)
 
 
 def test_long_epochs_are_saved_in_time_and_the_last_few_kept(tmp_path: Path) -> None:
@@ -120,7 +128,7 @@ def test_no_damage_of_a_checkpoint_goes_unseen(trained: Path, tmp_path: Path, tr
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     newest, before, _ = checkpoints.listed(folder)
-    run = train.read_run(folder)
+    run = read_run(folder)
     content, moments = newest.read_bytes(), random.Random(0)
     sizes = [0, 1, 100, len(content) // 2, len(content) - 1]
     damages = [content[:size] for size in sizes] + [content + b"\0", b"\0" * len(content)]
@@ -169,7 +177,7 @@ def test_what_is_no_checkpoint_of_ours_is_not_used(trained: Path, tmp_path: Path
 
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
-    run, newest = train.read_run(folder), checkpoints.listed(folder)[0]
+    run, newest = read_run(folder), checkpoints.listed(folder)[0]
     for content in ({"weights": torch.ones(2)}, [1, 2], Code()):
         torch.save(content, tmp_path / "foreign")
         name = f"epoch-9-step-0-{checkpoints._sum_of(tmp_path / 'foreign')}.pt"
@@ -184,7 +192,7 @@ def test_what_is_no_checkpoint_of_ours_is_not_used(trained: Path, tmp_path: Path
 def test_the_checkpoint_of_another_run_is_refused(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
-    run = train.read_run(folder)
+    run = read_run(folder)
     with pytest.raises(RunFolderError, match="belongs to another run than config"):
         checkpoints.newest(folder, with_settings(run, ["seed=5"]))
     found = checkpoints.newest(folder, with_settings(run, ["keep_checkpoints=1"]))
@@ -218,9 +226,9 @@ def test_an_epoch_adds_a_line_and_writes_no_line_again(
 ) -> None:
     """Runs of a million epochs: the work for each must not grow with those before it."""
     written = []
-    write = train.append_json_line
     monkeypatch.setattr(
-        train, "append_json_line", lambda path, row: (written.append(path.name), write(path, row))
+        "dualprox.lab.train.append_json_line",
+        lambda path, row: (written.append(path.name), append_json_line(path, row)),
     )
     nodes = []
 

@@ -274,7 +274,7 @@ class Training:
         self.epoch, self.taken = epoch, saved["taken"]
         self.earlier = saved["seconds"]
         if self.taken:  # else torch warns of a schedule that goes ahead of its optimizer
-            self.opt.__dict__["_opt_called"] = True
+            vars(self.opt)["_opt_called"] = True
 
     def structured_weights(self) -> dict[str, Tensor]:
         """Copies of the model's tensors at the structured point, on the CPU."""
@@ -337,7 +337,7 @@ def go_on(folder: Path, progress: Progress) -> Training:
 
     run = read_run(folder)
     found = checkpoints.newest(folder, run)
-    last = _last_row(folder, found.state["epoch"] if found else 0)
+    last = _last_row(folder, found)
     go_on_dense(run, folder / "dense", progress)
     training = Training(ranks.placed(run))
     if found is not None:
@@ -401,18 +401,19 @@ def _train_on(training: Training, folder: Path, progress: Progress) -> None:
         interrupts.stop(ranks.largest(interrupts.asked()))
 
 
-def _last_row(folder: Path, epochs: int) -> dict[str, Any] | None:
-    """The metrics of the last of the epochs that a checkpoint vouches for; None before the first.
+def _last_row(folder: Path, found: checkpoints.Checkpoint | None) -> dict[str, Any] | None:
+    """The metrics of the last epoch that a checkpoint vouches for; None before the first.
 
     Raises:
         RunFolderError: lines are damaged or missing, or there are some without a checkpoint.
     """
+    epochs = found.state["epoch"] if found else 0
     last: dict[str, Any] | None = None
     for name in reversed(LOGS):
         path = folder / name
         rows = read_json_lines(path)
         # A line is written before its checkpoint.
-        if len(rows) < epochs or (not epochs and len(rows) > 1):
+        if len(rows) < epochs or (found is None and len(rows) > 1):
             raise RunFolderError(
                 f"{path} has {len(rows)} epochs, the last checkpoint beside it {epochs}"
             )
