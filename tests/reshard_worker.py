@@ -129,9 +129,7 @@ def save_meanwhile(maker: Any, meshes: Meshes, folder: Path) -> None:
     then = everything(model, opt)
     # Its processes talk while those of the training do: by a group of their own.
     group = dist.new_group(backend="gloo")
-    done: Any = async_save(
-        state_of(model, opt, options), checkpoint_id=folder, process_group=group
-    )
+    done: Any = async_save(state_of(model, opt, options), checkpoint_id=folder, process_group=group)
     train(model, opt, range(3, 6))
     done.result()
     other, twin = made(maker, mesh)
