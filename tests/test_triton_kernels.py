@@ -401,3 +401,19 @@ def test_a_replayed_graph_takes_the_same_steps(method):
         graph.replay()
         plain.step(grads, group)
         assert_equal(snapshot(ours), snapshot(theirs))
+
+
+@methods
+@pytest.mark.parametrize("tiling", [None, SWEPT, SPLIT], ids=["resident", "swept", "split"])
+def test_subnormal_numbers_are_not_kept(method, tiling):
+    cases = (Case((4, 6), dp.GroupLasso(0.1)), Case((5, 3), dp.L1(0.1)), Case((3,), None))
+    settings: dict[str, Any] = {"betas": (0.5, 0.7)} if method == "prox_adamw" else {}
+    run = Run(method, cases, tiling, **settings)
+    for param in run.params:
+        param.data.fill_(3e-39)
+    fused = run.fused()
+    for _ in range(2):
+        fused.step(run.gradients(0, scale=1e-39), run.opt.param_groups[0])
+        for tensor in snapshot(run):
+            numbers = torch.finfo(tensor.dtype)
+            assert not ((tensor != 0) & (tensor.abs() < numbers.tiny)).any()
