@@ -260,3 +260,16 @@ def test_subproblems_of_any_scale_are_solved(make, impl, tries):
             assert worst_violation(opt, weight, penalty) <= 2e-5
 
     solves()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("make", [dp.RAMDA, dp.ProxAdamW])
+@pytest.mark.parametrize("penalty", [None, dp.L1(0.1)], ids=str)
+def test_squares_that_overflow_leave_finite_weights(make, penalty, impl):
+    weight = torch.nn.Parameter(torch.tensor([[1.0, 0.0, -1.0]]))
+    opt = make([{"params": [weight], "penalty": penalty}], impl=impl)
+    for gradient in (1e25, 0.0):
+        weight.grad = torch.full_like(weight, gradient)
+        opt.step()
+        assert weight.isfinite().all()
+        assert opt.structured_point(weight).isfinite().all()

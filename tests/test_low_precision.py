@@ -200,3 +200,19 @@ def test_skipped_steps_advance_neither_sums_nor_stage_nor_ramp(maker, milestones
 
     with tries.one():
         assert_same(run(True), run(False))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("make", [dp.RMDA, dp.RAMDA])
+def test_a_stage_begins_at_the_whole_iterate(make, impl):
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 30).reshape(SHAPE).bfloat16())
+    opt = make([{"params": [weight], "penalty": dp.GroupLasso(0.01)}], impl=impl)
+    for step in range(6):
+        if step == 5:
+            opt.restart()
+            whole = weight.detach().float() + opt.state[weight]["remainder"].float()
+            assert not torch.equal(whole, weight.float())
+        generator = torch.Generator().manual_seed(step)
+        weight.grad = torch.randn(SHAPE, generator=generator).bfloat16()
+        opt.step()
+    assert torch.equal(opt.state[weight]["anchor"], whole)
