@@ -151,6 +151,9 @@ def agree(problem: Problem, maker: Maker) -> None:
     assert all(torch.equal(full(p), q) for p, q in zip(race.many, before, strict=True))
     resumes(race, maker)
     if problem.penalty is not None and not problem.penalty.is_constraint:
+        ours, theirs = (dp.FrozenSupport.of(opt).dead for opt in (race.sharded, race.alone))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(full(ours[name]), theirs[name]) for name in ours)
         for opt in (race.alone, race.sharded):
             opt.freeze_structure_()
         race.run(range(8, 9))
