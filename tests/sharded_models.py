@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,17 @@ def same(one: nn.Module, many: nn.Module) -> None:
         torch.testing.assert_close(full(ours), full(theirs), rtol=1e-9, atol=1e-11)
 
 
-def grouped(model: nn.Module, coupled: bool = True) -> dp.ParamGroups:
-    """Param groups of a model that is not sharded yet; uncoupled, those of outputs."""
+@lru_cache
+def groups_of(coupled: bool) -> dp.ParamGroups:
+    """Param groups of the network before anything is sharded; uncoupled, those of outputs."""
     if not coupled:
-        return dp.param_groups(model, PENALTY, by="output")
-    return dp.param_groups(model, PENALTY, coupled=True, example_input=batch(0))
+        return dp.param_groups(network(), PENALTY, by="output")
+    return dp.param_groups(network(), PENALTY, coupled=True, example_input=batch(0))
+
+
+def grouped(model: nn.Module, coupled: bool = True) -> dp.ParamGroups:
+    """Those of the parameters that a model has, sharded or not."""
+    return groups_of(coupled).on(model)
 
 
 def fsdp(mesh: Any, model: nn.Module, **options: Any) -> None:
@@ -104,12 +110,11 @@ def tensor_parallel(mesh: Any, model: nn.Module) -> None:
 def follows(cut: Cutter, maker: Maker, coupled: bool = True) -> None:
     """A model trains as on one process, and through a refit."""
     one, many = network(), network()
-    groups = grouped(many, coupled)
     cut(many)
     for param in many.parameters():
         if is_sharded(param):
             assert torch.equal(local(param), Cut.of(param).part(full(param)))
-    alone, sharded = maker(groups.on(one)), maker(groups.on(many))
+    alone, sharded = maker(grouped(one, coupled)), maker(grouped(many, coupled))
     train(one, alone, range(30))
     train(many, sharded, range(30))
     same(one, many)
@@ -137,9 +142,8 @@ def follows(cut: Cutter, maker: Maker, coupled: bool = True) -> None:
 def shrinks(cut: Cutter, maker: Maker) -> None:
     """Once gathered, on the one process that asks for it, to the same network as on one process."""
     one, many = network(), network()
-    groups = grouped(many)
     cut(many)
-    alone, sharded = maker(groups.on(one)), maker(groups.on(many))
+    alone, sharded = maker(grouped(one)), maker(grouped(many))
     train(one, alone, range(30))
     train(many, sharded, range(30))
     x = batch(99)
@@ -162,12 +166,11 @@ def shrinks(cut: Cutter, maker: Maker) -> None:
 def finds_the_size(cut: Cutter, maker: Maker) -> None:
     """The strength at which the network has half of its parameters, and how it got there."""
     one, many, twin = network(), network(), network()
-    groups = grouped(many)
     cut(many)
     x, target = batch(0), dp.TargetSize(params=0.5)
     runs = []
     for model, known in ((one, one), (many, twin)):
-        opt: Any = maker(groups.on(model))
+        opt: Any = maker(grouped(model))
         control = dp.SizeControl(opt, known, target, x, ramp_steps=8, hold_from=16, every=4)
         for step in range(16):
             train(model, opt, range(step, step + 1))
@@ -185,10 +188,9 @@ def resumes(cut: Cutter, maker: Maker, folder: Path, refit: bool) -> None:
     models, opts = [], []
     for _ in range(2):
         model = network()
-        groups = grouped(model)
         cut(model)
         models.append(model)
-        opts.append(maker(groups.on(model)))
+        opts.append(maker(grouped(model)))
         if refit:
             opts[-1].freeze_structure_()
     train(models[0], opts[0], range(3))
@@ -207,10 +209,9 @@ def resumes(cut: Cutter, maker: Maker, folder: Path, refit: bool) -> None:
 def mixed_precision(mesh: Any, maker: Maker) -> None:
     """Forward and backward in bfloat16; the step is that of float32 with the same gradients."""
     one, many = network(torch.float32), network(torch.float32)
-    groups = dp.param_groups(many, PENALTY, coupled=True, example_input=batch(0, torch.float32))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     fsdp(mesh, many, mp_policy=policy)
-    sharded, alone = maker(groups.on(many)), maker(groups.on(one))
+    sharded, alone = maker(grouped(many)), maker(grouped(one))
     for step in range(10):
         sharded.zero_grad()
         backward(many, batch(step, torch.bfloat16))
