@@ -36,7 +36,8 @@ def check_kinds(owner: Any, values: Mapping[str, Any]) -> None:
 
     Raises:
         TypeError: a value is of another kind.
-        ValueError: it is a number of another kind, or a lazy module that has not been run yet.
+        ValueError: it is a number, but not of the kind that is asked for, or a lazy module that
+            has not been run yet.
     """
     known = {f.name: f.type for f in fields(owner)} if is_dataclass(owner) else None
     for name, kind in (known or owner.__annotations__).items():
@@ -44,7 +45,8 @@ def check_kinds(owner: Any, values: Mapping[str, Any]) -> None:
             continue
         value = values[name]
         if not fits(value, kind):
-            error = ValueError if isinstance(value, int | float) else TypeError
+            wanted = any(each in (bool, int, float) for each in (kind, *typing.get_args(kind)))
+            error = ValueError if wanted and isinstance(value, int | float) else TypeError
             raise error(f"{name} must be {described(kind)}, got {shown(value)}")
         if isinstance(value, nn.Module):
             lazy = [path for path, param in value.named_parameters() if is_lazy(param)]

@@ -19,7 +19,7 @@ def strengths(opt: ProximalOptimizer) -> list[float | None]:
         >>> dp.strengths(dp.RMDA(groups))
         [0.5, None]
     """
-    check_kinds(strengths, locals())
+    check_kinds(strengths, {"opt": opt})
     penalties = [group["penalty"] for group in opt.param_groups]
     return [None if penalty is None else penalty.own_strength() for penalty in penalties]
 
@@ -50,7 +50,7 @@ def scale_strength(opt: ProximalOptimizer, factor: float) -> None:
         >>> dp.scale_strength(opt, 0.5); opt.param_groups[0]["penalty"].strength
         0.25
     """
-    check_kinds(scale_strength, locals())
+    check_kinds(scale_strength, {"opt": opt})
     require(is_real(factor) and factor > 0, "factor", "a finite number > 0", factor)
     _require_any(opt)
     for group, strength in zip(opt.param_groups, strengths(opt), strict=True):
@@ -81,7 +81,7 @@ def set_strength(opt: ProximalOptimizer, strength: float) -> None:
         >>> dp.set_strength(opt, 2.0); dp.strengths(opt)
         [2.0, 1.0]
     """
-    check_kinds(set_strength, locals())
+    check_kinds(set_strength, {"opt": opt})
     require(is_real(strength) and strength > 0, "strength", "a finite number > 0", strength)
     largest = _require_any(opt)
     if largest == 0:
@@ -116,7 +116,7 @@ def set_concavity(opt: ProximalOptimizer, concavity: float) -> None:
         >>> opt.param_groups[0]["penalty"].concavity
         0.25
     """
-    check_kinds(set_concavity, locals())
+    check_kinds(set_concavity, {"opt": opt})
     ok = is_real(concavity) and 0 <= concavity <= 1
     require(ok, "concavity", "in [0, 1]", concavity)
     bending = [group for group in opt.param_groups if _bends(group["penalty"])]
