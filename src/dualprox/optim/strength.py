@@ -121,7 +121,7 @@ def set_concavity(opt: ProximalOptimizer, concavity: float) -> None:
     require(ok, "concavity", "in [0, 1]", concavity)
     bending = [group for group in opt.param_groups if _bends(group["penalty"])]
     if not bending:
-        raise ValueError("opt must have an MCP, SCAD, GroupMCP or GroupSCAD, got none of them")
+        raise ValueError("concavity needs an MCP, SCAD, GroupMCP or GroupSCAD, got none of them")
     for group in bending:
         group["concavity"] = float(concavity)
 
