@@ -20,6 +20,7 @@ from PIL import Image
 
 from dualprox.lab import data
 from dualprox.lab.data import cifar_pickle, layout
+from dualprox.lab.data.arrays import array_of
 from dualprox.lab.data.imagenet import ImageFolders
 from dualprox.lab.data.layout import DataError
 from dualprox.lab.data.ljspeech import load_recordings
@@ -309,3 +310,9 @@ def test_a_pickle_that_runs_would_be_seen(tmp_path):
         (tmp_path / "batch").write_bytes(pickle.dumps(Runs(tmp_path / "other")))
         cifar_pickle.read_batch(tmp_path / "batch")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("shape", ["(99999999999,)", "(-1,)", "(3, 5)"])
+def test_an_array_is_asked_for_its_size_before_there_is_room_for_it(shape):
+    with pytest.raises(ValueError, match=r"an array of shape .* takes -?\d+ bytes, got 14"):
+        array_of(header(shape) + bytes(14))
