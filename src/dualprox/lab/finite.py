@@ -46,8 +46,6 @@ class Finite:
         found = {} if is_fine or self.is_scaled else name_nonfinite(self.opt)
         if math.isfinite(value) and not found:
             self.losses.append(value)
-            if not self.is_scaled:
-                self.in_a_row = 0
             return True
         reason = _reason(value, found)
         if not self.skips:
@@ -69,7 +67,7 @@ class Finite:
         self._count("a scaled gradient is not finite", where)
 
     def step_taken(self) -> None:
-        """Say that the scaler has not left out this one."""
+        """Say that a step was taken."""
         self.in_a_row = 0
 
     def _count(self, reason: str, where: str) -> None:
