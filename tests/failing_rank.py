@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+from typing import Any
+from unittest import mock
 
 from dualprox.lab import train
 from dualprox.lab.cli import main
@@ -11,7 +13,7 @@ how, *args = sys.argv[1:]
 train_epoch = train.Training.train_epoch
 
 
-def failing(training: train.Training) -> dict[str, object]:
+def failing(training: Any) -> dict[str, Any]:
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if training.epoch == 2 and os.environ["RANK"] == "1" and restarts == "0":
         if how == "kill":
@@ -20,5 +22,5 @@ def failing(training: train.Training) -> dict[str, object]:
     return train_epoch(training)
 
 
-train.Training.train_epoch = failing
-sys.exit(main(args))
+with mock.patch.object(train.Training, "train_epoch", failing):
+    sys.exit(main(args))

@@ -50,7 +50,7 @@ class Replica(Generic[B]):
             return
         # Anew for every epoch, so that a run that goes on adds gradients up in the same order.
         self.model = DistributedDataParallel(self.bare)
-        norms = [
+        norms: list[Any] = [
             module
             for module in self.bare.modules()
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)

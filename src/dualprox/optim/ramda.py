@@ -63,7 +63,7 @@ class RAMDA(DualAveraging):
         solver: Solver | None = None,
         **options: Unpack[Options],
     ) -> None:
-        # Distributed checkpoints cannot bring keys along: `stage_lr` is there before the first step.
+        # `stage_lr` is there before the first step: loading a distributed checkpoint adds no key.
         defaults = {"lr": lr, "momentum": momentum, "ramp": False, "stage_lr": 0.0}
         defaults |= {"eps": eps, "solver": solver}
         super().__init__(params, defaults, **options)

@@ -54,7 +54,7 @@ class RMDA(DualAveraging):
         momentum: float = 0.9,
         **options: Unpack[Options],
     ) -> None:
-        # Distributed checkpoints cannot bring keys along: `stage_lr` is there before the first step.
+        # `stage_lr` is there before the first step: loading a distributed checkpoint adds no key.
         defaults = {"lr": lr, "momentum": momentum, "ramp": False, "stage_lr": 0.0}
         super().__init__(params, defaults, **options)
 
