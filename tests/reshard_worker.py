@@ -188,7 +188,7 @@ def cases(meshes: Meshes, sizes: list[int], folder: Path) -> Iterator[Case]:
         for flatten in (False, True):
             name = f"{maker} reshard {flatten}"
             place = folder / name
-            place.mkdir()
+            place.mkdir(exist_ok=True)
             # One of both ways with a frozen structure, whose marks are saved, too.
             yield name, partial(reshard, maker, meshes, sizes, place, flatten, not flatten)
             yield f"{maker} gather {flatten}", partial(gather, maker, meshes, flatten)

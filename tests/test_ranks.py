@@ -31,7 +31,7 @@ NAMES = ("ramda", "clipped", "rigl", "convolutions", "text", "speech")
 WAYS = (("convolutions", "up"), ("text", "up"), ("text", "down"), ("text", "again"))
 RESIZED = tuple(pair for pair in WAYS if pair[1] != "again")
 # Of four processes one has none of the text's three rows, and two none of the last batch's one.
-FOUR = ("clipped", "convolutions", "text")
+FOUR = ("clipped", "text")
 
 
 @pytest.fixture(scope="module")
