@@ -8,7 +8,7 @@ a loop of one's own that restarts, saves and loads, and looks at the structured 
 again. Both are looked at from outside. The growth of a quantity is the slope of a line through the
 medians of ten equal parts of the time after the first fifth, with a 95 % confidence interval; it is
 flat if that lies below 1 % of its median per hour, growing if it lies above, else undecided: a
-longer run decides. Writes docs-ready soak.json and soak.png into --out.
+longer run decides. Writes soak.json and soak.png into --out.
 """
 
 import argparse
