@@ -265,4 +265,4 @@ def test_settings_that_make_no_sense_are_refused(field: str, rule: str) -> None:
 
 def test_interrupts_are_none_where_nobody_listens() -> None:
     with interrupts.postponed():
-        assert not interrupts.is_asked()
+        assert not interrupts.asked()
