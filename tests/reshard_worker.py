@@ -184,7 +184,7 @@ def refuse(maker: Any, meshes: Meshes, folder: Path) -> None:
 
 def cases(meshes: Meshes, sizes: list[int], folder: Path) -> Iterator[Case]:
     """Everything that is tried, with its name."""
-    for maker in OPTIMIZERS if dist.get_world_size() == 2 else OPTIMIZERS[1:2]:
+    for maker in OPTIMIZERS:
         for flatten in (False, True):
             name = f"{maker} reshard {flatten}"
             place = folder / name
