@@ -20,14 +20,34 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_tensor
 
 import dualprox as dp
 from contracts import OPTIMIZERS
 from processes import Case, outcomes
-from sharded_worker import distribute_like, mlp, train
 
 PENALTY = dp.GroupLasso(0.02)
 Meshes = dict[int, DeviceMesh]
+
+
+def mlp() -> nn.Sequential:
+    """The same on every process; its last weight has fewer rows than four processes."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+
+
+def train(model: nn.Module, opt: dp.ProximalOptimizer, steps: range) -> None:
+    """All processes see the same batches."""
+    for step in steps:
+        x = torch.randn(2, 6, generator=torch.Generator().manual_seed(step)).double()
+        opt.zero_grad()
+        model(x).square().sum().backward()
+        opt.step()
+
+
+def distribute_like(tensor: torch.Tensor, other: Any) -> Any:
+    """The tensor cut as another is."""
+    return distribute_tensor(tensor, other.device_mesh, other.placements)
 
 
 def made(maker: Any, mesh: DeviceMesh | None, penalty: dp.Penalty = PENALTY) -> tuple[Any, Any]:

@@ -89,6 +89,7 @@ def test_running_sums_keep_within_their_bounds(method, impl, steps, tries):
     sums = {"grad_sum": "grad_sum"} | ({"grad_sq_sum": "square_sum"} if method == "RAMDA" else {})
     moduli = {name: np.zeros(START.shape) for name in sums}
     squares = {name: np.zeros(START.shape) for name in sums}
+    expected = START
     for t in range(1, steps + 1):
         gradient = np.abs(pair.step(together=True))
         for name, theirs in sums.items():
@@ -120,6 +121,7 @@ def test_running_sums_keep_within_their_bounds(method, impl, steps, tries):
 @methods
 def test_training_is_corrected_by_its_own_gradients(method, impl, steps, tries):
     pair = Pair(method, impl)
+    theirs = START
     for t in range(1, steps + 1):
         pair.step(together=False)
         if t % 300 == 0:
@@ -142,6 +144,7 @@ def test_training_is_corrected_by_its_own_gradients(method, impl, steps, tries):
 @pytest.mark.parametrize("method", ["ProxSGD", "ProxAdamW"])
 def test_methods_without_sums_drift_like_a_random_walk(method, impl):
     pair = Pair(method, impl)
+    ours = theirs = START
     for t in range(1, 401):
         pair.step(together=True)
         if t % 100 == 0:

@@ -147,6 +147,7 @@ def test_bf16_autocast_trains_float32_parameters(maker: Maker):
     x = torch.randn(64, 6)
     y = x[:, :1] - x[:, 1:2]
     losses = []
+    output = y
     for _ in range(100):
         opt.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
@@ -207,6 +208,7 @@ def test_skipped_steps_advance_neither_sums_nor_stage_nor_ramp(maker, milestones
 def test_a_stage_begins_at_the_whole_iterate(make, impl):
     weight = torch.nn.Parameter(torch.linspace(-1, 1, 30).reshape(SHAPE).bfloat16())
     opt = make([{"params": [weight], "penalty": dp.GroupLasso(0.01)}], impl=impl)
+    whole = weight.detach().float()
     for step in range(6):
         if step == 5:
             opt.restart()

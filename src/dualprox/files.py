@@ -178,7 +178,7 @@ def _text(path: Path) -> str:
         raise DamagedFile(f"{path} is damaged: {error}") from None
 
 
-def _parsed(text: str, path: Path) -> Any:
+def _parsed(text: str | bytes, path: Path) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

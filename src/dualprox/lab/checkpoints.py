@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ..files import faults_named, settle, sync_folder, temporary
-from . import settings
+from . import ranks, settings
 from .folders import RunFolderError, load_tensors
 from .settings import Run
 
@@ -163,10 +163,12 @@ class Keeper:
         return time.monotonic() - self.saved_at >= 60 * self.run.checkpoint_minutes
 
     def save(self) -> None:
-        """Save now.
+        """Save now; of several processes all call it.
 
         Raises:
             WriteError: it could not be written; the others are as they were.
         """
-        save(self.folder, self.state(), self.run.keep_checkpoints)
+        state = self.state()  # which all processes put together
+        if ranks.is_first():
+            save(self.folder, state, self.run.keep_checkpoints)
         self.saved_at = time.monotonic()

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from .settings import Run
 from .usage import UsageError
@@ -52,7 +53,7 @@ def join() -> None:
         return
     # gloo's threads add numbers up, and threads take the mode that they are born under.
     torch.set_flush_denormal(True)
-    _store, number, count = next(iter(dist.rendezvous("env://")))
+    _store, number, count = next(iter(rendezvous("env://")))
     on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=_store, rank=number, world_size=count)
@@ -136,13 +137,13 @@ def total(tensor: Tensor) -> Tensor:
     return summed
 
 
-def largest(number: int) -> int:
-    """The largest of the processes' numbers."""
+def largest(*numbers: int) -> list[int]:
+    """The largest of the processes' first numbers, of their second ones, and so on."""
     if world() == 1:
-        return number
-    box = torch.tensor(number)
+        return list(numbers)
+    box = torch.tensor(numbers)
     dist.all_reduce(box, dist.ReduceOp.MAX)
-    return int(box)
+    return box.tolist()
 
 
 def wait() -> None:

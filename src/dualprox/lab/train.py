@@ -381,9 +381,9 @@ def _train_on(training: Training, folder: Path, progress: Progress) -> None:
     keeper = checkpoints.Keeper(folder, run, training.state_dict)
 
     def after_step() -> None:
-        # All processes stop after the same step, whichever of them was asked to.
-        code = ranks.largest(interrupts.asked())
-        if ranks.is_first() and (code or keeper.is_due()):
+        # All processes save and stop after the same step, whichever of them was asked to.
+        code, is_due = ranks.largest(interrupts.asked(), ranks.is_first() and keeper.is_due())
+        if code or is_due:
             require_finite(training.model, training.place())
             keeper.save()
         interrupts.stop(code)
@@ -396,9 +396,10 @@ def _train_on(training: Training, folder: Path, progress: Progress) -> None:
             append_json_line(folder / "metrics.jsonl", row)
             seconds = {"epoch": training.epoch, "seconds": training.seconds()}
             append_json_line(folder / "timing.jsonl", seconds)
-            keeper.save()
+        keeper.save()
+        if ranks.is_first():
             progress(run, row)
-        interrupts.stop(ranks.largest(interrupts.asked()))
+        interrupts.stop(ranks.largest(interrupts.asked())[0])
 
 
 def _last_row(folder: Path, found: checkpoints.Checkpoint | None) -> dict[str, Any] | None:

@@ -241,6 +241,7 @@ def sparsify_like(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
             nonzeros = entry.get("nonzeros")
             fits = type(nonzeros) is int and 0 <= nonzeros <= layer.weight.numel()
             require(fits, f"plan: nonzeros of {name!r}", "a count of entries", nonzeros)
+            assert isinstance(nonzeros, int)
             exchange[name] = SparseLinear(*settings, nonzeros, **options)
         else:
             exchange[name] = SemiStructuredLinear(*settings, **options)
