@@ -178,7 +178,7 @@ def fuzz(name, ground, tries, count):
         deadline=None,
         derandomize=True,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
     )
     @given(COMMANDS[name])
     def one(argv):

@@ -9,7 +9,7 @@ import torch
 from processes import started
 
 WORKER = Path(__file__).with_name("reshard_worker.py")
-WAYS = {2: [2, 1, 2]}
+WAYS = {2: [2, 1, 2], 4: [2, 1, 4, 2]}
 
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
@@ -29,6 +29,11 @@ def by_two(tmp_path_factory):
     return failures(2, tmp_path_factory.mktemp("two"))
 
 
+@pytest.fixture(scope="module")
+def by_four(tmp_path_factory):
+    return failures(4, tmp_path_factory.mktemp("four"))
+
+
 def report(found, part, tries):
     """The tracebacks of the cases named so, of which there must be some."""
     cases = [name for name in found[0] if part in name]
@@ -39,7 +44,7 @@ def report(found, part, tries):
 
 
 KINDS = {
-    " reshard ": "a distributed checkpoint is read by one process or two to the same bits, and "
+    " reshard ": "a distributed checkpoint is read by 1, 2 or 4 processes to the same bits, and "
     "training goes on as if nothing had happened",
     " gather ": "a whole state gathered on the first process is read by one process and by all",
     " async": "an asynchronous save holds the state it was asked for while training goes on",
@@ -57,3 +62,9 @@ each_kind = pytest.mark.parametrize(
 @each_kind
 def test_checkpoints_of_two_processes(by_two, part, tries):
     assert report(by_two, part, tries) == ""
+
+
+@pytest.mark.slow
+@each_kind
+def test_checkpoints_of_four_processes(by_four, part, tries):
+    assert report(by_four, part, tries) == ""
