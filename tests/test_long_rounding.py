@@ -27,7 +27,7 @@ methods = pytest.mark.parametrize("method", SETTINGS)
 lengths = pytest.mark.parametrize(
     ("impl", "steps"),
     [
-        ("eager", 300),
+        ("eager", 600),
         pytest.param(FUSED, 10_000, marks=pytest.mark.slow),
         pytest.param(FUSED, 1_000_000, marks=pytest.mark.exhaustive),
     ],
@@ -78,8 +78,8 @@ class Pair:
 
 @pytest.mark.promise(
     "numbers",
-    "sums in float32 stay within n u of the sum of their moduli, and near the square root of that, "
-    "with the support of float64",
+    "sums in float32 stay within n u of the sum of their moduli, gradients' even near the "
+    "square root of that, with the support of float64",
     "steps beside float64",
 )
 @lengths
@@ -89,7 +89,6 @@ def test_running_sums_keep_within_their_bounds(method, impl, steps, tries):
     sums = {"grad_sum": "grad_sum"} | ({"grad_sq_sum": "square_sum"} if method == "RAMDA" else {})
     moduli = {name: np.zeros(START.shape) for name in sums}
     squares = {name: np.zeros(START.shape) for name in sums}
-    expected = START
     for t in range(1, steps + 1):
         gradient = np.abs(pair.step(together=True))
         for name, theirs in sums.items():
@@ -104,7 +103,9 @@ def test_running_sums_keep_within_their_bounds(method, impl, steps, tries):
             for name, theirs in sums.items():
                 off = np.abs(pair.state(name) - getattr(pair.theirs, theirs))
                 assert (off <= 1.01 * HALF_DIGIT * moduli[name]).all(), name
-                assert (off <= 4 * HALF_DIGIT * np.sqrt(squares[name])).all(), name
+                if name == "grad_sum":  # equal signs, as of squares, round alike in the long run
+                    assert (off <= 4 * HALF_DIGIT * np.sqrt(squares[name])).all(), name
+    _, expected = pair.points()
     assert pair.state("step") == steps
     assert abs(pair.state("penalty_sum") / pair.theirs.alpha - 1) <= 1e-15
     assert (expected == 0).any() and (expected != 0).any()
@@ -121,7 +122,6 @@ def test_running_sums_keep_within_their_bounds(method, impl, steps, tries):
 @methods
 def test_training_is_corrected_by_its_own_gradients(method, impl, steps, tries):
     pair = Pair(method, impl)
-    theirs = START
     for t in range(1, steps + 1):
         pair.step(together=False)
         if t % 300 == 0:
@@ -136,6 +136,7 @@ def test_training_is_corrected_by_its_own_gradients(method, impl, steps, tries):
             within = 320 if method == "ProxAdamW" else 40
             assert np.abs(ours - theirs).max() <= within * HALF_DIGIT * size
             assert ((ours == 0) == (theirs == 0)).all()
+    _, theirs = pair.points()
     assert (theirs == 0).any() and (theirs != 0).any()
     tries.add(steps)
 
@@ -144,10 +145,10 @@ def test_training_is_corrected_by_its_own_gradients(method, impl, steps, tries):
 @pytest.mark.parametrize("method", ["ProxSGD", "ProxAdamW"])
 def test_methods_without_sums_drift_like_a_random_walk(method, impl):
     pair = Pair(method, impl)
-    ours = theirs = START
     for t in range(1, 401):
         pair.step(together=True)
         if t % 100 == 0:
             ours, theirs = pair.points()
             assert np.abs(ours - theirs).max() <= 10 * HALF_DIGIT * math.sqrt(t)
+    ours, theirs = pair.points()
     assert ((ours == 0) == (theirs == 0)).all()
