@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dualprox.lab import folders, ranks, train
 from dualprox.lab.checkpoints import listed
