@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         "nothing had happened. `dualprox show RECIPE` lists the fields that --set takes.\n\n"
         "Processes that torchrun starts train one run together, batch_size examples in a step of\n"
         "all of them, and --resume goes on with any number of processes. With --max-restarts and\n"
-        "--out, a run whose processes fail goes on by itself: docs/distributed_cli.md.",
+        "--out, a run whose processes fail goes on by itself: docs/distributed.md.",
         formatter_class=raw,
     )
     train.add_argument("recipe", nargs="?", help=f"a name from `dualprox list`; {_DEFAULT}")
