@@ -405,3 +405,12 @@ def test_importing_dualprox_costs_little_beside_torch():
         float(subprocess.check_output([sys.executable, "-c", program], text=True)) for _ in range(3)
     ]
     assert min(times) < 0.3
+
+
+def test_whoever_reads_the_output_may_stop():
+    """As `head` does."""
+    listing = spawn("list")
+    listing.stdout.close()
+    errors = listing.stderr.read()
+    listing.stderr.close()
+    assert listing.wait(timeout=60) == 0 and errors == ""

@@ -39,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         code = args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except (UsageError, DamagedFile, OSError) as error:
         text = str(error)
         ranks.complain(f"dualprox: {text[:_LONGEST]}{'...' * (len(text) > _LONGEST)}")
