@@ -200,6 +200,8 @@ CALLS: dict[str, Call] = {
             concavity=[0.0, 0.5, 1.0],
         ),
     ),
+    "gather_": Call(dp.gather_, lambda _: dict(into=_net(), model=_net())),
+    "nonfinite_gradients": Call(dp.nonfinite_gradients, lambda _: {"opt": _opt()}),
     "StructureMonitor": Call(dp.StructureMonitor, lambda _: {"opt": _opt()}),
     "structure": Call(dp.structure, lambda _: dict(opt=_opt(), at="structured")),
     "strengths": Call(dp.strengths, lambda _: {"opt": _opt()}),

@@ -9,18 +9,18 @@ from unittest import mock
 from dualprox.lab import train
 from dualprox.lab.cli import main
 
-how, *args = sys.argv[1:]
 train_epoch = train.Training.train_epoch
 
 
 def failing(training: Any) -> dict[str, Any]:
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if training.epoch == 2 and os.environ["RANK"] == "1" and restarts == "0":
-        if how == "kill":
+        if sys.argv[1] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         raise FloatingPointError("one process alone has failed")
     return train_epoch(training)
 
 
-with mock.patch.object(train.Training, "train_epoch", failing):
-    sys.exit(main(args))
+if __name__ == "__main__":
+    with mock.patch.object(train.Training, "train_epoch", failing):
+        sys.exit(main(sys.argv[2:]))

@@ -19,7 +19,6 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -249,6 +248,8 @@ def ddp(maker: Maker) -> None:
 
 def zero(maker: Maker) -> None:
     """ZeRO-1: each process steps some of the parameters; its state comes together and goes on."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # which warns as it is imported
+
     one, many, resumed = network(), network(), network()
     alone = maker(grouped(one, coupled=False))
     method: Any = maker.make
@@ -280,6 +281,8 @@ def zero(maker: Maker) -> None:
 
 def zero_refuses_coupled() -> None:
     """It would give the tensors of a group to different processes."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
     groups = [
         {"params": [p for _, p in group["params"]], "penalty": group["penalty"]}
         for group in grouped(network())

@@ -35,9 +35,8 @@ def test_saving_and_loading_changes_no_bit_of_what_follows(maker, saved_at, dtyp
         return params, opt, dp.StageSchedule(opt, [2, 5], 0.3), gradients(params)
 
     twin, _ = assert_resumes(made, saved_at, 12)
-    assert all(
-        state.dtype == torch.float64 or state.dtype == torch.float32 for state in snapshot(twin)
-    )
+    # The remainder of a narrow iterate is as narrow.
+    assert {state.dtype for state in snapshot(twin)} <= {torch.float64, torch.float32, dtype}
 
 
 def test_copies_continue_alike():

@@ -126,7 +126,7 @@ def test_what_cannot_be_held_is_refused():
     stranger = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
     with pytest.raises(ValueError, match=r"optimizer must step one of 0\.0, 0\.1, this SGD"):
         dp.FrozenSupport.of(opt).hold(stranger)
-    with pytest.raises(ValueError, match="dead must name parameters, got w"):
+    with pytest.raises(ValueError, match="dead must name parameters, got 'w'"):
         dp.FrozenSupport({}, {"w": torch.ones(2, dtype=torch.bool)})
 
 

@@ -222,7 +222,7 @@ def test_what_makes_no_sense_is_refused():
         dp.param_groups(small_net(), LASSO, by="rows")  # pyright: ignore
     with pytest.raises(ValueError, match="nothing in the model is penalized"):
         dp.param_groups(nn.BatchNorm1d(3), LASSO)
-    with pytest.raises(TypeError, match="must be lists"):
+    with pytest.raises(TypeError, match="must be a list of patterns"):
         dp.param_groups(small_net(), LASSO, include="0")
 
 

@@ -410,6 +410,7 @@ def test_importing_dualprox_costs_little_beside_torch():
 def test_whoever_reads_the_output_may_stop():
     """As `head` does."""
     listing = spawn("list")
+    assert listing.stdout is not None and listing.stderr is not None
     listing.stdout.close()
     errors = listing.stderr.read()
     listing.stderr.close()

@@ -65,6 +65,14 @@ def test_a_signal_ends_a_run_in_good_order(
     assert before == after
 
 
+@pytest.fixture(autouse=True)
+def hears_interrupts() -> Iterator[None]:
+    """Ctrl-C, which processes in a shell's background ignore from birth."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_second_signal_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     send_at(60, [signal.SIGINT, signal.SIGINT], monkeypatch)
     assert main([*ARGS, "--out", str(tmp_path / "run")]) == 130

@@ -196,7 +196,8 @@ def test_gradients_of_any_size_follow_eager(method, scale, lr):
     for step in range(2):
         for run in (ours, theirs):
             run.step(run.gradients(step, scale))
-    assert_agree(ours, theirs, 2 * TOLERANCE)
+    # Squares that are subnormal numbers have four digits.
+    assert_agree(ours, theirs, 1e-4 if scale == 1e-20 else 2 * TOLERANCE)
 
 
 @pytest.mark.parametrize("method", ["ramda", "prox_adamw"])

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .kinds import check_kinds
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor."""
@@ -192,6 +194,7 @@ def gather_(into: nn.Module | None, model: nn.Module) -> None:
         >>> torch.equal(plain.weight, model.weight)
         True
     """
+    check_kinds(gather_, locals())
     there = {} if into is None else into.state_dict()
     found = model.state_dict()
     if into is not None:

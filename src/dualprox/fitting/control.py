@@ -127,14 +127,14 @@ class SizeControl:
         balance: bool = True,
         select_inputs: bool = False,
     ) -> None:
-        check_kinds(SizeControl.__init__, locals())
         if not isinstance(opt, DualAveraging):
             raise TypeError(
-                "SizeControl needs RMDA or RAMDA, whose structured point can be found again at "
+                "opt must be RMDA or RAMDA, whose structured point can be found again at "
                 f"another strength, got {type(opt).__name__}"
             )
         for name, value in (("ramp_steps", ramp_steps), ("hold_from", hold_from), ("every", every)):
             require(is_count(value), name, "an int >= 1", value)
+        check_kinds(SizeControl.__init__, locals())
         self.steer_until = hold_from if steer_until is None else steer_until
         ok = is_count(self.steer_until) and self.steer_until <= hold_from
         require(ok, "steer_until", f"an int from 1 to hold_from = {hold_from}", steer_until)

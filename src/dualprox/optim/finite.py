@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..kinds import check_kinds
 from ..sharding import whole
 
 
@@ -30,6 +31,7 @@ def nonfinite_gradients(opt: Optimizer) -> dict[str, str]:
         >>> dp.nonfinite_gradients(opt)
         {'weight': 'Inf', 'bias': 'Inf'}
     """
+    check_kinds(nonfinite_gradients, locals())
     return {} if bool(gradient_norm(opt).isfinite()) else name_nonfinite(opt)
 
 
