@@ -16,6 +16,7 @@ from processes import started
 from ranks_cases import STOPPED, go_on, runs, write_data
 
 pytestmark = [
+    pytest.mark.xdist_group("ranks"),  # processes are started once for all
     pytest.mark.usefixtures("torch_as_before"),
     pytest.mark.filterwarnings("ignore"),  # of processes that fork while other threads run
     pytest.mark.skipif(

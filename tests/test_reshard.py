@@ -11,10 +11,13 @@ from processes import started
 WORKER = Path(__file__).with_name("reshard_worker.py")
 WAYS = {2: [2, 1, 2], 4: [2, 1, 4, 2]}
 
-pytestmark = pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
-    reason="torch was built without gloo",
-)
+pytestmark = [
+    pytest.mark.xdist_group("reshard"),  # processes started once for all
+    pytest.mark.skipif(
+        not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+        reason="torch was built without gloo",
+    ),
+]
 
 
 def failures(world, folder):

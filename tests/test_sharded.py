@@ -4,7 +4,8 @@ import pytest
 
 from sharded_tests import failures_of, gloo, report
 
-pytestmark = gloo
+# Processes are started once for all.
+pytestmark = [gloo, pytest.mark.xdist_group("sharded")]
 OPTIMIZERS = ("RMDA", "RAMDA", "ProxSGD", "ProxAdamW")
 every = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 

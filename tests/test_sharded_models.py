@@ -10,7 +10,8 @@ import pytest
 
 from sharded_tests import failures_of, gloo, report
 
-pytestmark = gloo
+# Processes are started once for all.
+pytestmark = [gloo, pytest.mark.xdist_group("sharded_models")]
 every = pytest.mark.parametrize("optimizer", ["RMDA", "RAMDA", "ProxSGD", "ProxAdamW"])
 
 

@@ -200,7 +200,7 @@ def gather_(into: nn.Module | None, model: nn.Module) -> None:
     if into is not None:
         if there.keys() != found.keys():
             odd = ", ".join(sorted(there.keys() ^ found.keys()))
-            raise ValueError(f"into must have the parameters and buffers of the model, not: {odd}")
+            raise ValueError(f"into must have the parameters and buffers of the model, got {odd}")
         for name, tensor in there.items():
             if is_sharded(tensor) or tensor.shape != found[name].shape:
                 raise ValueError(
