@@ -15,7 +15,7 @@ from dualprox.lab.bench import memory, nuclear, scale, step, subproblem
 from dualprox.lab.cli import main
 from dualprox.lab.experiments import study_command
 from dualprox.lab.path import sweep
-from dualprox.lab.train import Training
+from dualprox.lab.training import Training
 
 
 class Works(BaseException):

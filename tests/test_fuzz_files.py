@@ -20,7 +20,7 @@ from torch import nn
 import dualprox as dp
 from cli_runs import check_end, run, tree, without_work
 from dualprox.lab.cli import main
-from dualprox.lab.train import Training
+from dualprox.lab.training import Training
 from mutations import damaged, damaged_json
 
 pytestmark = pytest.mark.usefixtures("torch_as_before")

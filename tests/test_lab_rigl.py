@@ -13,7 +13,8 @@ from dualprox.lab import settings, train
 from dualprox.lab.recipes import RECIPES
 from dualprox.lab.report import rows, write_report
 from dualprox.lab.specs import RiglSpec
-from dualprox.lab.train import Training, check
+from dualprox.lab.train import check
+from dualprox.lab.training import Training
 
 pytestmark = pytest.mark.usefixtures("torch_as_before")
 

@@ -16,7 +16,8 @@ from dualprox.lab.experiments.methods import OPTIMIZERS
 from dualprox.lab.experiments.published import table_with
 from dualprox.lab.settings import Run, with_settings
 from dualprox.lab.specs import AdamSpec, ProxAdamwSpec, RamdaSpec
-from dualprox.lab.train import Training, check
+from dualprox.lab.train import check
+from dualprox.lab.training import Training
 from dualprox.timing import Budget, Case, clock_of, interleave
 
 from .records import Record

@@ -16,7 +16,7 @@ from .scores import score_of
 from .slim import shrink_run, summary_of
 from .specs import MlpSpec
 from .tasks import Classification
-from .train import Training
+from .training import Training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

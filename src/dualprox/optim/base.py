@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from ..checks import is_real, plain, require, shown
+from ..checks import is_real, plain, require
 from ..kernels.native import NativeGroup
-from ..kinds import fits
-from ..penalties import L1, Coupled, ElasticNet, Penalty
-from ..sharding import placed_like, require_held, whole
-from ..subproblem import Exact, Solver, Subproblem
+from ..penalties import L1, Coupled, ElasticNet
+from ..sharding import placed_like, whole
+from ..subproblem import Exact, Subproblem
 from .bundle import as_tensor, bundles, part_of, tensors_of
 from .frozen import (
     MARKS,
@@ -26,7 +25,8 @@ from .frozen import (
     hold,
     holds_support,
 )
-from .fused import IMPLEMENTATIONS, Plan, make_plan, why_unavailable
+from .fused import Plan, make_plan
+from .groups import check_new_group, listed
 from .options import Options, SolveReport, check_options
 from .rounding import REMAINDER, set_iterate_
 from .solve import solve
@@ -43,19 +43,6 @@ from .unit import (
 
 # Penalties whose solution is a formula for each entry, in the operations that a bundle has.
 _ENTRYWISE = (L1, ElasticNet)
-
-
-def _listed(params: Any) -> list[Any]:
-    """What torch takes for parameters, as a list."""
-    rule = "an iterable of Tensors, of pairs (name, Tensor) or of dicts"
-    if not fits(params, Iterable) or isinstance(params, Tensor | str | bytes):
-        raise TypeError(f"params must be {rule}, got {shown(params)}")
-    listed = list(params)
-    for each in listed:
-        if not isinstance(each, Tensor | tuple | dict):
-            raise TypeError(f"params must be {rule}, got {shown(each)}")
-    require(bool(listed), "params", "one Tensor or dict at least", listed)
-    return listed
 
 
 class ProximalOptimizer(StatefulOptimizer, ABC):
@@ -88,7 +75,7 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
             "frozen": False,
             "concavity": None,  # of the penalty from the next step on; None leaves it
         }
-        super().__init__(_listed(params), {**defaults, **shared})
+        super().__init__(listed(params), {**defaults, **shared})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch does; refuse bad settings before anything has changed."""
@@ -114,54 +101,16 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         if "momentum" in self.defaults:
             momentum = group["momentum"]
             require(is_real(momentum) and 0 <= momentum < 1, "momentum", "in [0, 1)", momentum)
-        require(isinstance(group["maximize"], bool), "maximize", "a bool", group["maximize"])
-        for name in ("frozen", "ramp"):
+        for name in ("maximize", "frozen", "ramp"):
             value = group.get(name, False)
             require(isinstance(value, bool), name, "a bool", value)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raise for settings out of range and parameters that the penalty does not fit."""
         self._check_settings(group)
-        rule = "False in a new group; freeze_structure_() freezes"
-        require(group["frozen"] is False, "frozen", rule, group["frozen"])
-        require(
-            isinstance(group["impl"], str) and group["impl"] in IMPLEMENTATIONS,
-            "impl",
-            f"one of {IMPLEMENTATIONS}",
-            group["impl"],
-        )
-        if why_unavailable(group["impl"]) is not None:
-            raise ValueError(f"impl={group['impl']!r}: {why_unavailable(group['impl'])}")
-        if group["capturable"] and group["impl"] != "triton":
-            raise ValueError(f"capturable needs impl='triton', got {group['impl']!r}")
-        decay = group.get("weight_decay", 0)
-        if decay and "weight_decay" not in self.defaults:
-            raise ValueError(
-                f"weight_decay must be 0 for {type(self).__name__}, got {decay!r}; "
-                "the penalty ElasticNet adds a ridge"
-            )
-        penalty, solver = group["penalty"], group.get("solver")
-        if not (penalty is None or isinstance(penalty, Penalty)):
-            raise TypeError(f"penalty must be a dualprox Penalty or None, got {shown(penalty)}")
-        if not (solver is None or isinstance(solver, Solver)):
-            raise TypeError(f"solver must be a dualprox Solver or None, got {shown(solver)}")
-        if penalty is not None and solver is not None:
-            solver.check(penalty)
-        for name, param in zip(
-            self._names(len(self.param_groups) - 1), group["params"], strict=True
-        ):
-            require_held(param, name)
-        names = group.get("param_names") or [""] * len(group["params"])
-        for name, param in zip(names, group["params"], strict=True):
-            if not param.is_floating_point():
-                raise TypeError(f"parameter {name or ''} must be real floating, got {param.dtype}")
-            if not (penalty is None or isinstance(penalty, Coupled)):
-                try:
-                    penalty.check(param.shape)
-                except ValueError as error:
-                    raise ValueError(f"{error}{f' (parameter {name})' if name else ''}") from None
-        if isinstance(penalty, Coupled):
-            names = self._names(len(self.param_groups) - 1)
+        names = self._names(len(self.param_groups) - 1)
+        check_new_group(group, names, type(self).__name__, "weight_decay" in self.defaults)
+        if isinstance(group["penalty"], Coupled):
             check_coupled(group, names, type(self).__dict__.get("takes_bundles", False))
 
     @torch.no_grad()
@@ -282,8 +231,8 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         penalty couples its tensors.
         """
         params = tensors_of(param)
-        penalty, solver = problem.penalty, group.get("solver")
-        formula = type(penalty) in _ENTRYWISE and (solver is None or isinstance(solver, Exact))
+        penalty = problem.penalty
+        formula = type(penalty) in _ENTRYWISE and isinstance(group.get("solver"), Exact | None)
         as_one = isinstance(penalty, Coupled) or (
             not self._certify and (penalty is None or formula)
         )
@@ -313,10 +262,10 @@ class ProximalOptimizer(StatefulOptimizer, ABC):
         A coupled group has one subproblem and one report. Triton's kernels do not say. Synchronises
         once per report.
         """
-        reports = []
+        reports, solves = [], self._solves or {}
         for unit in self.units():
-            if unit.group["penalty"] is not None and unit.params[0] in (self._solves or {}):
-                iterations, certificate = (self._solves or {})[unit.params[0]]
+            if unit.group["penalty"] is not None and unit.params[0] in solves:
+                iterations, certificate = solves[unit.params[0]]
                 value = None if certificate is None else float(whole(certificate))
                 reports.append(SolveReport(unit.name, iterations, value))
         return reports

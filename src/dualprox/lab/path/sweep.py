@@ -30,7 +30,8 @@ from ..settings import Run
 from ..slim import shrink_run
 from ..specs import AdamwSpec, SgdSpec
 from ..tasks import Classification
-from ..train import Training, go_on, go_on_dense
+from ..train import go_on, go_on_dense
+from ..training import Training
 
 # The name of a bar, the run that it shows, and the metrics of its last epoch.
 Show = Callable[[str, int, dict[str, Any]], None]
