@@ -139,7 +139,7 @@ def words_for(value: Any) -> Iterator[str]:
         yield str(value.dtype)
         if value.dim() == 0 and not value.is_meta:
             yield shown(value.item())
-    if isinstance(value, Iterator | bytes | np.ndarray | Tensor):
+    if isinstance(value, Iterator | bytes | np.ndarray | Tensor | nn.Module):
         yield "got"  # what was in it
         yield "matches no"
     if isinstance(value, str):

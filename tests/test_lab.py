@@ -1,9 +1,7 @@
 import json
-import random
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -249,44 +247,6 @@ def test_a_run_stopped_between_its_files_ends_with_the_same_bits(tmp_path, name)
     for name in ("metrics.jsonl", "model.safetensors"):
         assert (whole / name).read_bytes() == (stopped / name).read_bytes()
     assert len((whole / "metrics.jsonl").read_text().splitlines()) == 4
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
-    options = ["--set", "epochs=8", "milestones=3,5", "model.hidden=64,32"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    first = spawn("train", "--out", whole, *options)
-    first.communicate()
-    assert first.returncode == 0
-    moments = random.Random(0)
-    process = spawn("train", "--out", killed, *options)
-    kills = 0
-    while True:
-        # The first epoch line says that training has begun; kills before it would hit imports.
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(moments.uniform(0.0, 0.5))
-        if process.poll() is not None or kills == 6:
-            break
-        process.kill()
-        process.communicate()
-        kills += 1
-        process = spawn("train", "--resume", killed)
-    process.communicate()
-    assert process.returncode == 0 and kills >= 2
-    for part in (".", "dense"):
-        for name in ("metrics.jsonl", "model.safetensors"):
-            assert (whole / part / name).read_bytes() == (killed / part / name).read_bytes()
-        ours, theirs = (
-            torch.load(checkpoints.listed(folder / part)[0], weights_only=True)
-            for folder in (whole, killed)
-        )
-        assert ours["run"] == theirs["run"] and ours["epoch"] == theirs["epoch"]
-        for index, state in ours["optimizer"]["state"].items():
-            for key, value in state.items():
-                assert torch.equal(value, theirs["optimizer"]["state"][index][key])
-        for name, value in ours["model"].items():
-            assert torch.equal(value, theirs["model"][name])
 
 
 @pytest.mark.slow

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from dualprox import files
 from dualprox.lab import checkpoints, interrupts, train
 from dualprox.lab.cli import main
+from dualprox.lab.folders import alone
 from dualprox.lab.tasks.classification import evaluate
 from lab_runs import SHORT, assert_same_run, finish, short, stop_at
 from promises import Tries
@@ -134,18 +136,63 @@ def test_paths_and_tables_stop_within_a_run_and_go_on(
             assert_same_run(tmp_path / "whole" / point, folder / point)
 
 
-def test_a_fit_ends_at_once_and_says_that_it_begins_anew(
+def test_a_fit_ends_at_once_and_goes_on_after_its_last_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
+    epochs = [0]
+
     def interrupted(*args):
-        os.kill(os.getpid(), signal.SIGTERM)
+        epochs[0] += 1
+        if epochs[0] in (1, 4):
+            os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*args)
 
-    monkeypatch.setattr("dualprox.lab.fit_run.evaluate", interrupted)
-    fit = ["fit", "digits_mlp_ramda", "--params", "0.4", "--epochs", "4"]
-    assert main([*fit, "--set", "model.hidden=12", "--out", str(tmp_path / "fit")]) == 143
-    assert "a fit begins anew" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "fit").iterdir()] == ["config.json"]
+    fit = ["fit", "digits_mlp_ramda", "--params", "0.4", "--epochs", "4", "--set"]
+    fit += ["model.hidden=12", "--out"]
+    folder = tmp_path / "fit"
+    with monkeypatch.context() as patch:
+        patch.setattr("dualprox.lab.fit_run.evaluate", interrupted)
+        assert main([*fit, str(folder)]) == 143
+        assert f"go on with: dualprox fit --resume {folder}" in capsys.readouterr().err
+        assert [path.name for path in folder.iterdir()] == ["config.json"]
+        assert main(["fit", "--resume", str(folder)]) == 143
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+        assert main(["show", str(folder)]) == 0
+        assert "a fit that did not end; go on with" in capsys.readouterr().out
+        assert main(["fit", "--resume", str(folder)]) == 0
+    assert main([*fit, str(tmp_path / "whole")]) == 0
+    for name in ("metrics.jsonl", "slim.safetensors", "plan.json"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    capsys.readouterr()
+    assert main(["fit", "--resume", str(folder)]) == 0
+    assert "is finished already" in capsys.readouterr().out
+    for more in (["digits_mlp_ramda"], ["--params", "0.1"], ["--select-inputs"]):
+        assert main(["fit", "--resume", str(folder), *more]) == 2
+        assert "give nothing beside it" in capsys.readouterr().err
+    assert main(["fit"]) == 2 and "needs a recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "path", "fit"])
+def test_a_folder_is_trained_in_by_one_process(
+    command: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fcntl")
+    folder = tmp_path / "run"
+    more = {"path": ["--strengths", "0.1,0.2"], "fit": ["--params", "0.4"], "train": []}[command]
+    with monkeypatch.context() as patch:
+        # A folder that is begun: its process is gone before the first step.
+        for place in ("train.Training", "fit_run.make_model", "path.sweep.go_on_dense"):
+            patch.setattr(f"dualprox.lab.{place}", mock.Mock(side_effect=KeyboardInterrupt))
+        args = [command, "digits_mlp_ramda", *more, "--out", str(folder), "--set", "epochs=2"]
+        assert (
+            main([*args, "model.hidden=12", *([] if command == "fit" else ["milestones="])]) == 130
+        )
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    with alone(folder):
+        assert main([command, "--resume", str(folder)]) == 2
+    assert f"another process is training in {folder}" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # Files are limited to a size: what a full disk does, for any user.

@@ -3,9 +3,6 @@
 import csv
 import json
 import math
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -160,31 +157,6 @@ def test_a_path_stopped_in_or_behind_a_point_ends_with_the_same_bits(
     monkeypatch.undo()
     assert main(["path", "--resume", str(stopped)]) == 0
     same_files(whole, stopped)
-
-
-@pytest.mark.slow
-def test_a_path_killed_twice_ends_with_the_same_bits(tmp_path: Path) -> None:
-    def spawn(*args):
-        command = [sys.executable, "-m", "dualprox", "path", *map(str, args)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-    args = ["digits_mlp_ramda", "--strengths", "4", "--share", "1", *SHORT]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    first = spawn(*args, "--out", whole)
-    first.communicate()
-    assert first.returncode == 0
-    for wait, again in ((0.1, False), (0.4, True)):
-        process = spawn(*(["--resume", killed] if again else [*args, "--out", killed]))
-        assert process.stdout is not None
-        process.stdout.readline()  # the end of a point: training is under way
-        time.sleep(wait)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -9
-    last = spawn("--resume", killed)
-    last.communicate()
-    assert last.returncode == 0
-    same_files(whole, killed)
 
 
 def farthest(sizes: list[float], accuracies: list[float]) -> int:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -201,6 +202,22 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         if not isinstance(row, dict):
             raise DamagedFile(f"{path} is damaged: line {number} holds no object")
     return rows
+
+
+def load_tensors(path: Path) -> Any:
+    """What torch.save wrote to a file, on the CPU; nothing in it is run.
+
+    Raises:
+        ValueError: it holds more than its own size: torch.save packs nothing.
+    """
+    import torch
+
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise ValueError(f"its {unpacked} bytes do not fit into a file of their size")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def write_png(path: Path, figure: "Figure") -> None:

@@ -1,6 +1,7 @@
 """`fit`: from a network and a wish to the network that grants it, in one call."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -13,6 +14,7 @@ from ..penalties import GroupL0, GroupPenalty, Penalty
 from ..penalties.low_rank import SpectralPenalty
 from ..shrinking.inputs import ExampleInput
 from .batches import Batch, Loss, example_of
+from .checkpoint import load, reading
 from .result import Fit, Watch, choose
 from .stages import Fitting
 from .target import TargetSize
@@ -41,6 +43,7 @@ def fit(
     latency: bool = True,
     progress: bool = False,
     watch: Watch | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Fit:
     """Train a network into the size that is asked for, and cut it down to that.
 
@@ -84,6 +87,10 @@ def fit(
         latency: whether the report measures it.
         progress: whether to print a line per epoch.
         watch: called at the end of every epoch, for validation or logging.
+        checkpoint: a file to save to after every epoch. If it is there already, the fit goes on
+            from it, to the same bits: call `fit` again as before, with a model made as before. A
+            loader that has `state_dict` and `load_state_dict` is saved, too; torch's DataLoader
+            needs neither unless it was given a generator. The folder must exist.
 
     Returns:
         The slim network with its report, the history and what was decided.
@@ -91,7 +98,7 @@ def fit(
     Raises:
         TypeError: the loader ends after one epoch, or the penalty has no groups to cut.
         ValueError: a setting is out of its range, the target cannot be reached, the loader gives
-            no batch, or the loss is not finite.
+            no batch, the loss is not finite, or the checkpoint is damaged or of another fit.
         ShrinkError: torch.export cannot trace the model.
 
     Example:
@@ -116,6 +123,10 @@ def fit(
         ok = value is None or (is_real(value) and value >= 0)
         require(ok, name, "a number >= 0 or None", value)
     require(is_count(round_to), "round_to", "an int >= 1", round_to)
+    kept = None if checkpoint is None else Path(checkpoint)
+    ok = kept is None or (kept.parent.is_dir() and not kept.is_dir())
+    require(ok, "checkpoint", "a file in a folder that exists", checkpoint)
+    saved = load(kept) if kept is not None and kept.exists() else None
     if isinstance(loader, Iterator):
         raise TypeError(
             f"loader must be one that can be iterated once per epoch, got {type(loader).__name__}, "
@@ -137,10 +148,14 @@ def fit(
         optimizer or ("rmda" if low_rank else "ramda"), model, groups, epochs, steps_per_epoch,
         refit, lr, momentum, warmup, search, refit_optimizer, refit_lr, weight_decay, looks,
     )  # fmt: skip
-    return Fitting(
+    fitting = Fitting(
         model, loader, epochs, steps_per_epoch, target, loss, example_input, groups, plan,
         select_inputs, round_to, latency, progress, watch,
-    ).run()  # fmt: skip
+    )  # fmt: skip
+    if kept is not None and saved is not None:
+        with reading(kept):
+            fitting.load_state_dict(saved)
+    return fitting.run(kept)
 
 
 def _count(loader: Iterable[Any]) -> int:

@@ -94,6 +94,7 @@ class Fit:
         target: what was asked for.
         reached: the slim network's value of the target's measure, in the target's units.
         is_reached: whether that is within the target's tolerance, or below it.
+        seconds: of wall time, those before an interruption included.
         notes: why not, if so; and whatever else should be known.
     """
 
@@ -104,6 +105,7 @@ class Fit:
     target: TargetSize
     reached: float
     is_reached: bool
+    seconds: float
     notes: list[str] = field(default_factory=list)
 
 

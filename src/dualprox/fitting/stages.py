@@ -2,8 +2,10 @@
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from ..optim import RAMDA, RMDA, DualAveraging
 from ..shrinking.inputs import ExampleInput
 from ..shrinking.measure import compare, measure
 from ..shrinking.report import ShrinkReport, attach_report, report_of
+from . import checkpoint
 from .batches import Batch, Loss, loss_of
 from .control import SizeControl
 from .result import Choices, Fit, Progress, Stage, Watch
@@ -21,7 +24,7 @@ from .target import TargetSize
 
 
 class Fitting:
-    """A fit in progress."""
+    """A fit in progress: `epoch` epochs are finished, `taken` steps in all."""
 
     def __init__(
         self,
@@ -75,13 +78,14 @@ class Fitting:
         # Of the stages without penalty: warmup of the whole network, and refit of the slim one.
         self.plain = self._plain(model) if self.begin else None
         self.is_cut = False
-        self.taken = 0
+        self.epoch = self.taken = 0
         self.held = self.landed = 0.0
+        self.began = time.perf_counter()
 
-    def run(self) -> Fit:
-        """All epochs."""
+    def run(self, kept: Path | None) -> Fit:
+        """All epochs that are left, saved to the file `kept` after each."""
         self.model.train()
-        for epoch in range(1, self.epochs + 1):
+        for epoch in range(self.epoch + 1, self.epochs + 1):
             sums = torch.zeros(())
             count = 0
             for batch in self.loader:
@@ -93,6 +97,9 @@ class Fitting:
             if not count and self.taken < self.total:
                 raise ValueError(f"loader must give batches in every epoch, got none in {epoch}")
             self._end_epoch(epoch, float(sums) / max(count, 1))
+            self.epoch = epoch
+            if kept is not None:
+                checkpoint.save(kept, self.state_dict())
         if not self.is_cut:
             self._cut()
         return self._result()
@@ -153,6 +160,9 @@ class Fitting:
                 f"at the constant strength the structured point came to {self.held:.2%} of the "
                 f"dense size; it was fixed at {moved:.2f} times that strength"
             )
+        self._begin_refit()
+
+    def _begin_refit(self) -> None:
         self.model = self.control.cut(self.round_to).train()
         self.plain, self.is_cut = self._plain(self.model), True
 
@@ -213,9 +223,68 @@ class Fitting:
                 f"{self.target.measure} {reached:g} instead of {wanted:g}: what is left cannot go: "
                 "see report for what stays and why"
             )
+        seconds = time.perf_counter() - self.began
         return Fit(
-            self.model, report, self.history, self.plan, self.target, reached, close, self.notes
-        )
+            self.model, report, self.history, self.plan, self.target, reached, close, seconds,
+            self.notes,
+        )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how the fit goes on, loadable with ``weights_only=True``."""
+        return {
+            "fit": self._wish(),
+            "epoch": self.epoch,
+            "taken": self.taken,
+            "seconds": time.perf_counter() - self.began,
+            "held": self.held,
+            "landed": self.landed,
+            "history": self.history,
+            "notes": self.notes,
+            "dense": self.control.model.state_dict(),
+            "optimizer": self.opt.state_dict(),
+            "control": self.control.state_dict(),
+            "plain": None if self.plain is None else self.plain.state_dict(),
+            "slim": self.model.state_dict() if self.is_cut else None,
+            "loader": checkpoint.state_of(self.loader),
+            "rng": checkpoint.rng(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken, in a fit that was made with the same arguments.
+
+        A network that was cut then is cut again, at the same structured point.
+
+        Raises:
+            ValueError: it was made with others.
+        """
+        for name, value in self._wish().items():
+            if saved["fit"].get(name) != value:
+                raise ValueError(
+                    f"is of a fit with {name.replace('_', ' ')} {saved['fit'].get(name)}, "
+                    f"here {value}"
+                )
+        self.control.model.load_state_dict(saved["dense"])
+        self.control.load_state_dict(saved["control"])
+        self.opt.load_state_dict(saved["optimizer"])
+        if saved["slim"] is not None:
+            self._begin_refit()
+            self.model.load_state_dict(saved["slim"])
+        elif saved["plain"] is None:
+            self.plain = None
+        if self.plain is not None:
+            self.plain.load_state_dict(saved["plain"])
+        self.epoch, self.taken = saved["epoch"], saved["taken"]
+        self.held, self.landed = saved["held"], saved["landed"]
+        self.history, self.notes = list(saved["history"]), list(saved["notes"])
+        self.began = time.perf_counter() - saved["seconds"]
+        checkpoint.set_state_of(self.loader, saved["loader"])
+        checkpoint.set_rng(saved["rng"])
+
+    def _wish(self) -> dict[str, Any]:
+        """What two parts of one fit must have in common."""
+        target = {"measure": self.target.measure, "target": self.target.value}
+        length = {"epochs": self.epochs, "steps_per_epoch": self.steps_per_epoch}
+        return {**target, **length, **vars(self.plan), "round_to": self.round_to}
 
     def _reached(self, report: ShrinkReport) -> tuple[float, float]:
         measure, value = self.target.measure, self.target.value

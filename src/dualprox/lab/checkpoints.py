@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ..files import faults_named, settle, sync_folder, temporary
+from ..files import faults_named, load_tensors, settle, sync_folder, temporary
 from . import ranks, settings
-from .folders import RunFolderError, load_tensors
+from .folders import RunFolderError
 from .settings import Run
 
 FOLDER = "checkpoints"

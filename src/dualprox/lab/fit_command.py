@@ -11,6 +11,10 @@ from ..files import read_json
 from . import console
 from .usage import UsageError, require_extras
 
+# Of the arguments, those that say which size is wanted, and those that a folder knows.
+_SIZES = ("params", "macs", "latency_ms", "weighted_group_sparsity")
+_NAMED = ("recipe", "out", "seed", "epochs", "batch_size", "tolerance", *_SIZES)
+
 
 def add_fit(commands: Any) -> None:
     """Add the command to the subparsers of `dualprox`."""
@@ -25,17 +29,20 @@ def add_fit(commands: Any) -> None:
         "A share is a number with a point (0.1: a tenth), a whole number is a count. Writes\n"
         "config.json, metrics.jsonl (validation, epoch by epoch), slim.safetensors and plan.json\n"
         "(from which dualprox.load_slim rebuilds the slim network), shrink.json, shrink.png,\n"
-        "summary.json.",
+        "summary.json; checkpoint.pt, after every epoch, from which --resume goes on.",
         epilog="examples:\n"
         "  dualprox fit digits_mlp_ramda --params 0.1\n"
         "  dualprox fit digits_mlp_ramda --macs 5000 --epochs 40 --select-inputs\n"
         "  dualprox fit cifar_resnet_ramda --latency-ms 0.8 --set data_dir=DIR seed=3\n"
         "  dualprox fit digits_mlp_rmda --weighted-group-sparsity 0.9\n\n"
-        "Exit code: 0 if the size was reached, 1 if not (the notes say why), 2 for a mistake. A\n"
-        "fit that is stopped begins anew. Which size to ask for: `dualprox path`.",
+        "Ctrl-C or a kill at any moment loses no finished epoch: --resume goes on, to the same\n"
+        "bits. Exit code: 0 if the size was reached, 1 if not (the notes say why), 2 for a\n"
+        "mistake. Which size to ask for: `dualprox path`.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="a name from `dualprox list`, with groups and RAMDA or RMDA")
+    parser.add_argument(
+        "recipe", nargs="?", help="a name from `dualprox list`, with groups and RAMDA or RMDA"
+    )
     size = parser.add_argument_group("the size of the slim network, one of")
     size.add_argument("--params", metavar="SIZE", help="parameters: share of dense, or number")
     size.add_argument("--macs", metavar="SIZE", help="multiplications for one example; likewise")
@@ -45,12 +52,8 @@ def add_fit(commands: Any) -> None:
     size.add_argument(
         "--weighted-group-sparsity", metavar="SHARE", help="weights in dead groups over all"
     )
-    parser.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="of the run of --latency-ms; 1"
-    )
-    parser.add_argument(
-        "--tolerance", type=float, default=0.03, metavar="X", help="relative, of the size; 0.03"
-    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="of the run of --latency-ms; 1")
+    parser.add_argument("--tolerance", type=float, metavar="X", help="relative, of the size; 0.03")
     parser.add_argument("--epochs", type=int, metavar="N", help="all stages; the recipe's")
     parser.add_argument(
         "--select-inputs",
@@ -58,31 +61,53 @@ def add_fit(commands: Any) -> None:
         help="let layers select the inputs that they have weights for, where these have to stay",
     )
     console.add_settings(parser, "runs/RECIPE-fit-N")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a fit")
     parser.set_defaults(run=_fit)
 
 
 def _fit(args: argparse.Namespace) -> int:
     require_extras()
-    from .fit_run import begin, fit_run, go
+    from .fit_run import begin, fit_run
     from .folders import RunFolderError
 
+    if args.resume is not None:
+        given = [getattr(args, name) for name in _NAMED]
+        if args.settings or args.select_inputs or any(value is not None for value in given):
+            raise UsageError("--resume takes everything from its folder: give nothing beside it")
+        return _finish(args.resume)
+    if args.recipe is None:
+        raise UsageError("fit needs a recipe from `dualprox list`, or --resume DIR")
     settings = list(args.settings)
     for name in ("epochs", "seed"):
         if getattr(args, name) is not None:
             settings.append(f"{name}={getattr(args, name)}")
     recipe = console.recipe_named(args.recipe)
     folder = args.out or console.fresh_folder(f"{recipe.recipe}-fit")
+    with console.nothing_left_in(folder):
+        try:
+            begin(fit_run(recipe, settings, _target(args), args.select_inputs), folder)
+        except (ValueError, OSError, RunFolderError) as error:
+            raise UsageError(str(error)) from None
+        return _finish(folder)
+
+
+def _finish(folder: Path) -> int:
+    """Train what is left of a fit, and print what it came to."""
+    from .fit_run import go, read_fit
 
     def train() -> int:
-        try:
-            wish = fit_run(recipe, settings, _target(args), args.select_inputs)
-            begin(wish, folder)
+        wish = read_fit(folder)
+        if (folder / "summary.json").exists():
+            print(f"{folder} is finished already:")
+            summary = read_json(folder / "summary.json")
+        else:
             console.print_caveat(wish.run)
-            name, epochs = recipe.recipe, wish.run.epochs
-            with console.progress([name]) as show:
-                summary = go(wish, folder, lambda row: show(name, epochs, row))
-        except (ValueError, OSError, RunFolderError, dp.ShrinkError) as error:
-            raise UsageError(str(error)) from None
+            name, epochs = wish.run.recipe, wish.run.epochs
+            try:
+                with console.progress([name]) as show:
+                    summary = go(wish, folder, lambda row: show(name, epochs, row))
+            except (ValueError, dp.ShrinkError) as error:
+                raise UsageError(str(error)) from None
         show_fit(folder)
         if summary["is_reached"]:
             return 0
@@ -90,14 +115,14 @@ def _fit(args: argparse.Namespace) -> int:
             print(f"dualprox: {note}", file=sys.stderr)
         return 1
 
-    with console.nothing_left_in(folder):
-        return console.exit_code(train, f"{folder} holds the metrics so far; a fit begins anew")
+    return console.exit_code(train, f"go on with: dualprox fit --resume {folder}")
 
 
 def _target(args: argparse.Namespace) -> dp.TargetSize:
     """The size that the arguments name."""
-    given: dict[str, Any] = {}
-    for name in ("params", "macs", "latency_ms", "weighted_group_sparsity"):
+    beside = {name: getattr(args, name) for name in ("batch_size", "tolerance")}
+    given: dict[str, Any] = {name: value for name, value in beside.items() if value is not None}
+    for name in _SIZES:
         text = getattr(args, name)
         if text is None:
             continue
@@ -106,7 +131,7 @@ def _target(args: argparse.Namespace) -> dp.TargetSize:
             given[name] = int(text) if whole else float(text)
         except ValueError:
             raise UsageError(f"--{name.replace('_', '-')} must be a number, got {text!r}") from None
-    return dp.TargetSize(**given, batch_size=args.batch_size, tolerance=args.tolerance)
+    return dp.TargetSize(**given)
 
 
 def show_fit(folder: Path) -> None:
@@ -114,7 +139,7 @@ def show_fit(folder: Path) -> None:
     from .fit_run import rows
 
     if not (folder / "summary.json").exists():
-        print(f"{folder} holds a fit that did not end; a fit begins anew")
+        print(f"{folder} holds a fit that did not end; go on with: dualprox fit --resume {folder}")
         return
     summary = read_json(folder / "summary.json")
     title = f"fit of {summary['recipe']}, seed {summary['seed']}"

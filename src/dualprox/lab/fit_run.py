@@ -1,7 +1,6 @@
 """`dualprox.fit` on the network and the data of a recipe, and the folder it writes."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +12,12 @@ from torch import Tensor
 import dualprox as dp
 
 from ..checks import is_count, require
-from ..files import append_json_line, write_json
+from ..files import append_json_line, cut_lines, read_json_lines, remove_leftovers, write_json
+from ..fitting import checkpoint
 from ..fitting.result import Progress
+from ..kinds import check_kinds
 from . import data, settings
-from .folders import require_empty
+from .folders import RunFolderError, alone, made_by, read_config, require_empty
 from .networks import can_shrink, example_input, make_model
 from .settings import Run, with_settings
 from .slim import summary_of, write_slim
@@ -27,6 +28,7 @@ from .train import check
 # What a fit decides by itself, whatever the recipe says.
 DECIDED = ("milestones", "gamma", "baseline", "coupled", "shrink_at_restart")
 DECIDED += ("optimizer.eps", "penalty.strength")
+CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,14 @@ class Batches:
     def __len__(self) -> int:
         return math.ceil(len(self.split) / self.run.batch_size)
 
+    def state_dict(self) -> dict[str, int]:
+        """Which epoch was the last."""
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after that epoch."""
+        self.epoch = state["epoch"]
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.epoch += 1
         run = self.run
@@ -130,12 +140,36 @@ def begin(wish: FitRun, folder: Path) -> None:
     write_json(folder / "config.json", wish.to_json())
 
 
+def read_fit(folder: Path) -> FitRun:
+    """The fit that a folder holds.
+
+    Raises:
+        RunFolderError: it holds none.
+    """
+    if made_by(folder) != "fit":
+        raise RunFolderError(f"{folder} was not made by `dualprox fit`")
+    saved = read_config(folder)
+    try:
+        target = dp.TargetSize(
+            **{saved["target"]["measure"]: saved["target"]["value"]},
+            batch_size=saved["batch_size"],
+            tolerance=saved["tolerance"],
+        )
+        chosen = {name: saved[name] for name in ("lr", "momentum", "select_inputs")}
+        check_kinds(FitRun, chosen)
+        return FitRun(settings.from_json(saved["run"]), target, **chosen)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{folder / 'config.json'} is damaged: {error}") from None
+
+
 def go(wish: FitRun, folder: Path, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Fit, and write `metrics.jsonl` (an epoch a row), the slim network and `summary.json`.
 
+    A fit that is stopped or killed at any moment goes on after its last epoch, to the same bits.
+
     Args:
         wish: what is asked for.
-        folder: made by `begin`.
+        folder: made by `begin`; may hold a part of the fit.
         show: called with the metrics of every epoch, measured on the validation set at the
             structured point, or of the slim network in the refit.
 
@@ -146,8 +180,14 @@ def go(wish: FitRun, folder: Path, show: Callable[[dict[str, Any]], None]) -> di
         DataError: the files of the data set are missing or damaged.
         ValueError: the target is none for this network, or the loss is not finite.
         ShrinkError: the network cannot be traced.
+        RunFolderError: another process trains in the folder.
     """
-    run = wish.run
+    with alone(folder):
+        return _go(wish, folder, show)
+
+
+def _go(wish: FitRun, folder: Path, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    run, kept = wish.run, folder / CHECKPOINT
     # Before the first parallel work: threads take the mode they are born under.
     torch.set_flush_denormal(True)
     torch.set_num_threads(run.threads)
@@ -161,7 +201,11 @@ def go(wish: FitRun, folder: Path, show: Callable[[dict[str, Any]], None]) -> di
         append_json_line(folder / "metrics.jsonl", row)
         show(row)
 
-    began = time.perf_counter()
+    remove_leftovers(folder)
+    done = checkpoint.load(kept)["epoch"] if kept.exists() else 0
+    cut_lines(folder / "metrics.jsonl", done)
+    for row in read_json_lines(folder / "metrics.jsonl")[-1:]:
+        show(row)
     found = dp.fit(
         model,
         Batches(run, split),
@@ -174,8 +218,8 @@ def go(wish: FitRun, folder: Path, show: Callable[[dict[str, Any]], None]) -> di
         lr=wish.lr,
         momentum=wish.momentum,
         watch=watch,
+        checkpoint=kept,
     )
-    seconds = time.perf_counter() - began
     write_slim(found.model, folder)
     summary: dict[str, Any] = {
         "recipe": run.recipe,
@@ -185,7 +229,7 @@ def go(wish: FitRun, folder: Path, show: Callable[[dict[str, Any]], None]) -> di
         "reached": found.reached,
         "is_reached": found.is_reached,
         "val_accuracy": evaluate(found.model, split)["val_accuracy"],
-        "train_seconds": seconds,
+        "train_seconds": found.seconds,
         "chosen": dict(vars(found.plan)),
         "notes": found.notes,
         "caveat": data.caveat(run.data, run.data_dir),

@@ -2,12 +2,15 @@
 
 import contextlib
 import json
-import zipfile
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from ..files import DamagedFile, WriteError, read_json, remove_leftovers, write_json
 from . import settings
@@ -30,6 +33,34 @@ def require_empty(folder: Path) -> None:
         raise RunFolderError(
             f"{folder} is not empty; continue it with --resume {folder} or choose another --out"
         )
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder; the system forgets it when this one ends.
+
+    Does nothing on Windows and on file systems without locks.
+
+    Raises:
+        RunFolderError: another process trains there.
+    """
+    if fcntl is None:
+        yield
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise RunFolderError(f"{folder} is not a run folder: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(f"another process is training in {folder}") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def mark_launch(folder: Path, launch: str) -> None:
@@ -84,20 +115,6 @@ def reading(what: Path) -> Iterator[None]:
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise RunFolderError(f"{what} is damaged: {type(error).__name__}: {reason}") from error
-
-
-def load_tensors(path: Path) -> Any:
-    """What torch.save wrote to a file, on the CPU; nothing in it is run.
-
-    Raises:
-        ValueError: it holds more than its own size: torch.save packs nothing.
-    """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > path.stat().st_size:
-            raise ValueError(f"its {unpacked} bytes do not fit into a file of their size")
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

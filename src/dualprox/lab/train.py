@@ -1,5 +1,6 @@
 """A run folder: what is checked before it is made, and the training that fills it."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..files import (
 )
 from . import checkpoints, data, interrupts, ranks, settings
 from .finite import require_finite
-from .folders import START, RunFolderError, read_run, reading, require_empty
+from .folders import START, RunFolderError, alone, read_run, reading, require_empty
 from .networks import can_shrink, make_model
 from .optimizers import make_optimizer
 from .recipes import RECIPES
@@ -99,12 +100,17 @@ def go_on(folder: Path, progress: Progress) -> Training:
         again leads to the same bits. Of several processes all call it, and the first one writes.
 
     Raises:
-        RunFolderError: the folder cannot go on.
+        RunFolderError: the folder cannot go on, or another process is training in it.
         DataError: the files of the data set are missing or damaged.
         FloatingPointError: a loss, a gradient or a weight is not finite.
         WriteError: the disk is full, or fails.
         Stopped: it was asked to stop, and has been saved.
     """
+    with alone(folder) if ranks.is_first() else contextlib.nullcontext():
+        return _go_on(folder, progress)
+
+
+def _go_on(folder: Path, progress: Progress) -> Training:
     from safetensors.torch import load_file, save
 
     run = read_run(folder)

@@ -22,7 +22,7 @@ from ...files import (
 from ...kinds import check_kinds
 from .. import settings
 from ..finite import Finite
-from ..folders import START, RunFolderError, made_by, read_config, reading, require_empty
+from ..folders import START, RunFolderError, alone, made_by, read_config, reading, require_empty
 from ..networks import can_shrink, make_model
 from ..optimizers import make_groups
 from ..recipes import RECIPES
@@ -195,10 +195,15 @@ def walk(folder: Path, show: Show) -> list[dict[str, Any]]:
         The rows of `path.jsonl`, one for each strength.
 
     Raises:
-        RunFolderError: the folder cannot go on.
+        RunFolderError: the folder cannot go on, or another process is training in it.
         DataError: the files of the data set are missing or damaged.
         FloatingPointError: the loss is not finite.
     """
+    with alone(folder):
+        return _walk(folder, show)
+
+
+def _walk(folder: Path, show: Show) -> list[dict[str, Any]]:
     sweep = read_sweep(folder)
     go_on_dense(sweep.run, folder / DENSE, lambda run, row: show(DENSE, run.epochs, row))
     remove_leftovers(folder)
