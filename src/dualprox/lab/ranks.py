@@ -6,6 +6,8 @@ Without torchrun, and with one process, every function here does nothing or retu
 import os
 import socket
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -53,12 +55,47 @@ def join() -> None:
         return
     # gloo's threads add numbers up, and threads take the mode that they are born under.
     torch.set_flush_denormal(True)
-    _store, number, count = next(iter(rendezvous("env://")))
+    store, number, count = next(iter(rendezvous("env://")))
+    _store = _fresh(store, number, count)
     on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=_store, rank=number, world_size=count)
     if number > 0:
         sys.stdout = open(os.devnull, "w")
+
+
+def _fresh(store: Any, number: int, count: int) -> Any:
+    """A part of the store in which nobody has written before.
+
+    Torchrun restarts processes on the store of those before, and the addresses of these are still
+    there; how often it has restarted need not be the same on all machines. So every process says
+    a word that nobody has said before, the first one repeats all that it hears, with its own, and
+    who hears his own among them answers.
+
+    Raises:
+        UsageError: not all processes have come in five minutes.
+    """
+    word, until = uuid.uuid4().hex, time.monotonic() + 300
+    others = range(1, count)
+
+    def said(key: str) -> str:
+        return store.get(key).decode() if store.check([key]) else ""
+
+    if number > 0:
+        store.set(f"dualprox/here/{number}", word)
+    while time.monotonic() < until:
+        if number > 0:
+            first, *heard = said("dualprox/heard").split() or [""]
+            if word in heard:
+                store.set(f"dualprox/{first}/{number}", word)
+                return dist.PrefixStore(f"dualprox/{first}", store)
+        else:
+            here = [said(f"dualprox/here/{other}") for other in others]
+            store.set("dualprox/heard", " ".join([word, *here]))
+            if store.check([f"dualprox/{word}/{other}" for other in others]):
+                return dist.PrefixStore(f"dualprox/{word}", store)
+        time.sleep(0.01)
+    raise UsageError(f"not all of {count} processes have come in five minutes")
 
 
 def leave(code: int) -> int:
