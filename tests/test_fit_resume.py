@@ -124,7 +124,7 @@ def test_a_loader_that_has_a_state_is_saved_with_it(tmp_path: Path) -> None:
 
 def test_a_file_that_does_not_fit_is_refused_and_kept(tmp_path: Path) -> None:
     file = tmp_path / "fit.pt"
-    low = {"penalty": LOW_RANK}
+    low: dict[str, Any] = {"penalty": LOW_RANK}
     fit("mlp", file, **low)
     kept = file.read_bytes()
     with pytest.raises(ValueError, match=r"fit.pt is of a fit with target 0.5, here 0.25"):
