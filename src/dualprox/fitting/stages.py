@@ -271,7 +271,7 @@ class Fitting:
             self.model.load_state_dict(saved["slim"])
         elif saved["plain"] is None:
             self.plain = None
-        if self.plain is not None:
+        if self.plain is not None and saved["plain"] is not None:
             self.plain.load_state_dict(saved["plain"])
         self.epoch, self.taken = saved["epoch"], saved["taken"]
         self.held, self.landed = saved["held"], saved["landed"]

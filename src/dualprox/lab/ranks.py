@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from .settings import Run
 from .usage import UsageError
@@ -53,6 +52,8 @@ def join() -> None:
     global _store
     if launched() == 1:
         return
+    from torch.distributed.rendezvous import rendezvous  # not in every build of torch
+
     # gloo's threads add numbers up, and threads take the mode that they are born under.
     torch.set_flush_denormal(True)
     store, number, count = next(iter(rendezvous("env://")))
@@ -75,27 +76,31 @@ def _fresh(store: Any, number: int, count: int) -> Any:
     Raises:
         UsageError: not all processes have come in five minutes.
     """
+    from torch.distributed.distributed_c10d import PrefixStore
+
     word, until = uuid.uuid4().hex, time.monotonic() + 300
-    others = range(1, count)
+    others, agreed = range(1, count), ""
 
     def said(key: str) -> str:
         return store.get(key).decode() if store.check([key]) else ""
 
     if number > 0:
         store.set(f"dualprox/here/{number}", word)
-    while time.monotonic() < until:
+    while not agreed:
         if number > 0:
             first, *heard = said("dualprox/heard").split() or [""]
             if word in heard:
                 store.set(f"dualprox/{first}/{number}", word)
-                return dist.PrefixStore(f"dualprox/{first}", store)
+                agreed = first
         else:
             here = [said(f"dualprox/here/{other}") for other in others]
             store.set("dualprox/heard", " ".join([word, *here]))
             if store.check([f"dualprox/{word}/{other}" for other in others]):
-                return dist.PrefixStore(f"dualprox/{word}", store)
+                agreed = word
+        if time.monotonic() > until:
+            raise UsageError(f"not all of {count} processes have come in five minutes")
         time.sleep(0.01)
-    raise UsageError(f"not all of {count} processes have come in five minutes")
+    return PrefixStore(f"dualprox/{agreed}", store)
 
 
 def leave(code: int) -> int:
