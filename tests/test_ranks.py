@@ -122,7 +122,7 @@ def test_two_processes_train_what_one_does(alone, by_two, name):
     assert_alike(by_two / name, alone / name)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.promise("processes", TRAIN)
 @pytest.mark.parametrize("name", FOUR)
 def test_four_processes_train_what_one_does(alone, by_four, name):
@@ -138,7 +138,7 @@ def test_a_run_goes_on_with_two_processes_or_one(alone, by_two, name, way):
     assert_alike(by_two / f"{name} {way}", alone / name)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.promise("checkpoints", RESUME)
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_a_run_goes_on_with_four_processes_or_one(alone, by_four, way):

@@ -62,7 +62,7 @@ def test_kernels_step_no_part_as_if_it_were_all(failures):
     assert report(failures, "a part is") == ""
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.promise(
     "processes",
     "on a mesh of two axes a tensor may be cut along both, twice along one, or copied along one",

@@ -67,7 +67,7 @@ def test_zero_redundancy_with_coupled_groups_is_refused(failures):
     assert report(failures, "ZeRO-1 refuses") == ""
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.promise(
     "processes",
     "groups live and die on four processes as on one, under hybrid sharding and under FSDP2 over "
