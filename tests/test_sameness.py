@@ -1,11 +1,15 @@
 """When the outputs of two networks count as the same."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+import dualprox as dp
 from dualprox.shrinking.inputs import Inputs
 from dualprox.shrinking.sameness import agrees
+from dualprox.shrinking.slim import slimmed
 
 
 class Constant(nn.Module):
@@ -36,3 +40,40 @@ def test_outputs_may_differ_by_rounding_alone(dtype, one, other, same) -> None:
     inputs = Inputs.of(torch.ones(2, 3, dtype=dtype))
     assert agrees(Constant(one), Constant(other), inputs) is same
     assert agrees(Constant(other), Constant(one), inputs) is same
+
+
+def test_constants_may_cancel_in_outputs_far_smaller_than_they_are() -> None:
+    """Rounding a bias of 1 to float32 is 6e-8: more than 1e-7 of outputs of 1e-4."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    with torch.no_grad():
+        model[0].weight[4:] = 0
+        model[0].bias[4:] += 1
+        model[2].weight[:, :4] *= 1e-3
+        model[2].bias += 1
+        model[4].bias -= model(torch.zeros(1, 3))[0]
+        x = torch.randn(64, 3)
+        assert model(x).abs().max() < 2e-3
+        slim = dp.shrink(model, x, latency=False)
+        assert slim[0].out_features == 4
+        exact = model.double()(x.double())
+        assert (slim(x) - exact).abs().max() < 1e-6
+
+
+def test_a_small_part_that_is_lost_is_no_rounding(monkeypatch) -> None:
+    """Of outputs around 1, a copy in which 1e-5 of them is missing is refused."""
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.fill_(0.5)
+            layer.bias.fill_(0.5)
+        model[2].weight[:, 0] = 0
+
+    def spoiled(dense: nn.Module, found: Any) -> nn.Module:
+        slim = slimmed(dense, found)
+        slim[2].bias.data += 1e-5  # pyright: ignore
+        return slim
+
+    monkeypatch.setattr("dualprox.shrinking.slim.slimmed", spoiled)
+    with pytest.raises(dp.ShrinkError, match="differs by 1e-05"):
+        dp.shrink(model, torch.rand(4, 2), latency=False)

@@ -104,6 +104,10 @@ class Inputs:
 
         return self._map(draw)
 
+    def in_float64(self) -> "Inputs":
+        """The same real numbers in float64."""
+        return self._map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
     def run(self, model: nn.Module) -> Any:
         """What the model returns."""
         return model(*self.args, **self.kwargs)

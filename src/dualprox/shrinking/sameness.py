@@ -1,6 +1,7 @@
 """Running a network and its smaller copy on numbers, and finding where they part."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,25 +22,33 @@ _TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 0.1, torc
 # in theory, and the rounding of its mean over sqrt(eps) in fact.
 _NOTHING = 1e-4
 _RANDOM_RUNS = 3
+# Times the rounding of the network itself, that of its copy may be.
+_ROUNDINGS = 10
 
 
 def require_same(
     model: nn.Module,
     slim: nn.Module,
+    smaller: Callable[[nn.Module], nn.Module],
     inputs: Inputs,
     analysis: Analysis,
     removal: Removal,
-    cut: nn.Module | None = None,
+    cut: nn.Module,
 ) -> float:
     """Run both on the example and on random inputs, in float64 where the code lets them.
+
+    There `smaller` makes the network anew, so that constants in its biases are not rounded to the
+    network's own dtype: outputs may be far smaller than what cancels in them. In that dtype both
+    may be apart by some times what rounding does to the network itself.
 
     Args:
         model: the network.
         slim: the smaller one.
+        smaller: what made it of the network.
         inputs: of one run.
         analysis: of the network.
         removal: what was removed from it.
-        cut: the network with this alone done to it, if more was done to `slim`.
+        cut: the network with this alone done to it.
 
     Returns:
         The largest difference of their outputs on the example, in their own dtype.
@@ -47,31 +56,38 @@ def require_same(
     Raises:
         ShrinkError: they differ beyond rounding; it names the first layer that does.
     """
-    pairs = [(model, slim, inputs)]
-    wide = _widened(model, slim, inputs)
-    if wide is not None:
-        pairs.append(wide)
+    wide = _widened(model, smaller, inputs)
+    runs = [inputs]
+    for seed in range(_RANDOM_RUNS):
+        runs.append(inputs.at_random(torch.Generator().manual_seed(seed)))
     own = 0.0
-    for number, (first, second, example) in enumerate(pairs):
-        runs = [example]
-        for seed in range(_RANDOM_RUNS):
-            runs.append(example.at_random(torch.Generator().manual_seed(seed)))
-        for place, run in enumerate(runs):
-            ours, theirs = _outputs(first, run), _outputs(second, run)
-            if ours is None:
-                if run is inputs:
-                    raise ShrinkError(f"{type(model).__name__} does not run on the example input")
-                continue  # the network refuses made-up inputs
-            apart = torch.inf if theirs is None else largest_difference(ours, theirs)
-            if place == 0 and number == 0:
-                own = apart
-            if apart > _allowed(ours):
-                layer = _first_difference(cut or slim, inputs, analysis, removal)
-                raise ShrinkError(
-                    f"the smaller network differs by {apart:.3g} from {layer} on; "
-                    "the given one is untouched"
-                )
+    for number, run in enumerate(runs):
+        ours = _outputs(model, run)
+        if ours is None:
+            if run is inputs:
+                raise ShrinkError(f"{type(model).__name__} does not run on the example input")
+            continue  # the network refuses made-up inputs
+        apart, allowed = _apart(ours, slim, run), _allowed(ours)
+        own = own if number else apart
+        is_same = True
+        exact = _outputs(wide[0], run.in_float64()) if wide is not None else None
+        if wide is not None and exact is not None:
+            allowed = max(allowed, _ROUNDINGS * largest_difference(ours, exact))
+            apart_exactly = _apart(exact, wide[1], run.in_float64())
+            is_same = apart_exactly <= _allowed(exact)
+            apart = apart if is_same else apart_exactly
+        if not is_same or apart > allowed:
+            layer = _first_difference(cut, inputs, analysis, removal)
+            raise ShrinkError(
+                f"the smaller network differs by {apart:.3g} from {layer} on; "
+                "the given one is untouched"
+            )
     return own
+
+
+def _apart(ours: list[Tensor], other: nn.Module, run: Inputs) -> float:
+    theirs = _outputs(other, run)
+    return torch.inf if theirs is None else largest_difference(ours, theirs)
 
 
 def difference(model: nn.Module, slim: nn.Module, inputs: Inputs) -> float:
@@ -89,26 +105,19 @@ def agrees(model: nn.Module, other: nn.Module, inputs: Inputs) -> bool:
 
 
 def _widened(
-    model: nn.Module, slim: nn.Module, inputs: Inputs
-) -> tuple[nn.Module, nn.Module, Inputs] | None:
+    model: nn.Module, smaller: Callable[[nn.Module], nn.Module], inputs: Inputs
+) -> tuple[nn.Module, nn.Module] | None:
     """Both in float64; None if the code fixes a dtype, or they are in float64 already."""
-    try:
-        first, second = copy.deepcopy(model).double(), copy.deepcopy(slim).double()
-        wide = Inputs(
-            *pytree.tree_map_only(
-                Tensor,
-                lambda t: t.double() if t.is_floating_point() else t,
-                (inputs.args, inputs.kwargs),
-            )
-        )
-        outputs = _outputs(first, wide)
-    except RuntimeError:
-        return None
     if all(output.dtype == torch.float64 for output in _outputs(model, inputs) or []):
+        return None
+    try:
+        wide = copy.deepcopy(model).double()
+        outputs = _outputs(wide, inputs.in_float64())
+    except RuntimeError:
         return None
     if not outputs or any(output.dtype != torch.float64 for output in outputs):
         return None
-    return first, second, wide
+    return wide, smaller(wide)
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:

@@ -89,7 +89,11 @@ def shrink(
     selection = selection_of(cut, inputs, round_to) if select_inputs else Selection()
     if selection.kept:
         slim = with_inputs_selected(cut, selection.kept)
-    apart = require_same(start, slim, inputs, found.analysis, found.removal, cut)
+
+    def smaller(dense: nn.Module) -> nn.Module:
+        return with_inputs_selected(slimmed(dense, found), selection.kept)
+
+    apart = require_same(start, slim, smaller, inputs, found.analysis, found.removal, cut)
     if lossy:
         apart = difference(model, slim, inputs)
     if latency:
