@@ -39,6 +39,7 @@ def fit(
     refit_optimizer: Literal["sgd", "adamw"] | None = None,
     refit_lr: float | None = None,
     weight_decay: float | None = None,
+    clip: float | None = 2.0,
     round_to: int = 1,
     latency: bool = True,
     progress: bool = False,
@@ -83,6 +84,8 @@ def fit(
         refit_optimizer: None is "adamw" for "ramda" and "sgd" for "rmda".
         refit_lr: None is 3e-3 for "adamw", 0.05 for "sgd" and 0.1 with batch norms.
         weight_decay: of the refit; None decides.
+        clip: a gradient longer than this many times its usual norm, a running mean over the steps
+            before, is scaled down to that; in all stages. None for no clipping.
         round_to: as in `shrink`.
         latency: whether the report measures it.
         progress: whether to print a line per epoch.
@@ -122,6 +125,8 @@ def fit(
     for name, value in (("refit_lr", refit_lr), ("weight_decay", weight_decay)):
         ok = value is None or (is_real(value) and value >= 0)
         require(ok, name, "a number >= 0 or None", value)
+    ok = clip is None or (is_real(clip) and clip > 1)
+    require(ok, "clip", "a number > 1 or None", clip)
     require(is_count(round_to), "round_to", "an int >= 1", round_to)
     kept = None if checkpoint is None else Path(checkpoint)
     ok = kept is None or (kept.parent.is_dir() and not kept.is_dir())
@@ -146,7 +151,7 @@ def fit(
     looks = 10 if target.measure == "latency_ms" else 50  # at each a network is cut and timed
     plan = choose(
         optimizer or ("rmda" if low_rank else "ramda"), model, groups, epochs, steps_per_epoch,
-        refit, lr, momentum, warmup, search, refit_optimizer, refit_lr, weight_decay, looks,
+        refit, lr, momentum, warmup, search, refit_optimizer, refit_lr, weight_decay, looks, clip,
     )  # fmt: skip
     fitting = Fitting(
         model, loader, epochs, steps_per_epoch, target, loss, example_input, groups, plan,

@@ -59,6 +59,7 @@ class Choices:
         restart: share of the search after which dual averaging begins anew, at the strength that
             was found, until the sums are those of a network as small as asked for.
         every: optimizer steps between two looks at the size.
+        clip: how many times as long as usual a gradient may be, see `fit`.
     """
 
     optimizer: str
@@ -75,6 +76,7 @@ class Choices:
     ramp: float
     restart: float
     every: int
+    clip: float | None
 
     def __str__(self) -> str:
         return "\n".join(
@@ -124,6 +126,7 @@ def choose(
     refit_lr: float | None,
     weight_decay: float | None,
     looks: int,
+    clip: float | None,
 ) -> Choices:
     """Fill in what the caller left open; docs/fit.md says where the numbers come from."""
     share = search if search is not None else (0.5 if refit else 1.0)
@@ -151,4 +154,5 @@ def choose(
         ramp=0.52,
         restart=0.65,
         every=max(1, round(0.65 * (until_cut - warm - hold) * steps_per_epoch / looks)),
+        clip=clip,
     )

@@ -18,6 +18,7 @@ from ..shrinking.measure import compare, measure
 from ..shrinking.report import ShrinkReport, attach_report, report_of
 from . import checkpoint
 from .batches import Batch, Loss, loss_of
+from .clipping import Clipping
 from .control import SizeControl
 from .result import Choices, Fit, Progress, Stage, Watch
 from .target import TargetSize
@@ -80,6 +81,7 @@ class Fitting:
         self.is_cut = False
         self.epoch = self.taken = 0
         self.held = self.landed = 0.0
+        self.clipping = Clipping(plan.clip)
         self.began = time.perf_counter()
 
     def run(self, kept: Path | None) -> Fit:
@@ -109,6 +111,7 @@ class Fitting:
         optimizer = self.opt if self.plain is None else self.plain
         optimizer.zero_grad()
         value.backward()
+        self.clipping.clip_(self.model)
         if self.plain is not None:
             self._set_rate(self.plain)
         optimizer.step()
@@ -245,6 +248,7 @@ class Fitting:
             "control": self.control.state_dict(),
             "plain": None if self.plain is None else self.plain.state_dict(),
             "slim": self.model.state_dict() if self.is_cut else None,
+            "clipping": self.clipping.state_dict(),
             "loader": checkpoint.state_of(self.loader),
             "rng": checkpoint.rng(),
         }
@@ -273,6 +277,7 @@ class Fitting:
             self.plain = None
         if self.plain is not None and saved["plain"] is not None:
             self.plain.load_state_dict(saved["plain"])
+        self.clipping.load_state_dict(saved["clipping"])
         self.epoch, self.taken = saved["epoch"], saved["taken"]
         self.held, self.landed = saved["held"], saved["landed"]
         self.history, self.notes = list(saved["history"]), list(saved["notes"])
