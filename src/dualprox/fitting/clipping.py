@@ -12,7 +12,8 @@ _SHARE = 0.03
 class Clipping:
     """Scales the gradient of a network to at most `most` times its usual norm.
 
-    With g_t the gradient of step t and m_t the usual norm, m_1 = ||g_1||,
+    With g_t the gradient of step t and m_t the usual norm, at first that of the first gradient
+    that is not zero,
 
         g_t <- g_t min(1, most m_t / ||g_t||),    m_t+1 = m_t + 0.03 (min(||g_t||, most m_t) - m_t),
 
@@ -35,11 +36,11 @@ class Clipping:
             return
         grads = [param.grad for param in model.parameters() if param.grad is not None]
         norm = nn.utils.get_total_norm(grads).float()
-        usual = norm if self.usual is None else self.usual
+        usual = norm if self.usual is None else torch.where(self.usual > 0, self.usual, norm)
         limit = self.most * usual
         # Torch's own makes of a norm of 0 over a limit of 0 a NaN.
         over = norm / limit.clamp_min(torch.finfo(limit.dtype).tiny)
-        torch._foreach_mul_(grads, over.clamp_min(1.0).reciprocal())
+        torch._foreach_mul_(grads, over.clamp_min(1.0).reciprocal())  # pyright: ignore
         self.usual = usual.lerp(torch.minimum(norm, limit), _SHARE)
 
     def state_dict(self) -> dict[str, Any]:
