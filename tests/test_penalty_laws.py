@@ -13,7 +13,7 @@ from contracts import CONVEX, DIAGONAL, LAWS, MEMBERS, Law
 from oracles.coupled import gathered
 
 thorough = settings(
-    max_examples=200,
+    max_examples=80,
     derandomize=True,
     deadline=None,
     database=None,
