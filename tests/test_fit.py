@@ -46,6 +46,14 @@ def test_the_target_is_reached_within_three_percent_or_notes_say_why(
 
 
 @pytest.mark.slow
+def test_widths_in_multiples_of_eight_reach_the_target_too() -> None:
+    result = fitted("mlp", target=dp.TargetSize(params=0.5), epochs=8, round_to=8)
+    widths = [m.out_features for m in result.model.modules() if isinstance(m, nn.Linear)]
+    assert all(width % 8 == 0 for width in widths[:-1]) and widths[:-1] != [40, 32]
+    assert result.is_reached and result.reached <= 0.5 * 1.03
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["rmda", "ramda"])
 def test_the_same_seed_gives_the_same_network(optimizer: Any) -> None:
     runs = []

@@ -66,6 +66,23 @@ def test_the_footprint_is_what_shrinking_leaves(name: str) -> None:
         assert left.macs <= foreseen.macs <= whole.macs
 
 
+@pytest.mark.parametrize("round_to", [3, 8])
+@pytest.mark.parametrize("name", ["lenet", "resnet_basic", "mobilenet", "densenet", "lstm"])
+def test_widths_are_rounded_as_shrinking_rounds_them(name: str, round_to: int) -> None:
+    name = next(known for known in sorted(ZOO) if known.startswith(name))
+    torch.manual_seed(0)
+    model = ZOO[name]().eval()
+    example = model.example()
+    live = killed(model, example, round_to)
+    slim = dp.shrink(model, example, round_to=round_to, latency=False)
+    foreseen = Footprint(model, example, round_to=round_to).of(live)
+    left = dp.measure(slim, example, latency=False)
+    assert (foreseen.parameters, foreseen.macs) == (left.parameters, left.macs)
+    exact = Footprint(model, example).of(live).parameters
+    assert foreseen.parameters >= exact
+    assert foreseen.parameters > exact or name not in ("resnet_basic", "densenet")
+
+
 @pytest.mark.parametrize("name", ["lenet", "resnet_basic", "encoder_norm_first"])
 def test_a_layer_that_is_dead_throughout_is_not_foreseen_smaller_than_it_can_be(name: str) -> None:
     torch.manual_seed(0)

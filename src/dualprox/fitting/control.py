@@ -90,6 +90,7 @@ class SizeControl:
             strength the structured point goes on losing groups.
         balance: see above.
         select_inputs: as in `shrink`.
+        round_to: as in `shrink`.
 
     Raises:
         TypeError: the optimizer is no dual averaging, or a penalty has no size.
@@ -126,6 +127,7 @@ class SizeControl:
         every: int = 50,
         balance: bool = True,
         select_inputs: bool = False,
+        round_to: int = 1,
     ) -> None:
         if not isinstance(opt, DualAveraging):
             raise TypeError(
@@ -140,7 +142,7 @@ class SizeControl:
         require(ok, "steer_until", f"an int from 1 to hold_from = {hold_from}", steer_until)
         self.opt, self.model, self.target, self.example = opt, model, target, example_input
         self.ramp_steps, self.hold_from, self.every = ramp_steps, hold_from, every
-        self.balance, self.select_inputs = balance, select_inputs
+        self.balance, self.select_inputs, self.round_to = balance, select_inputs, round_to
         called = {id(param): name for name, param in model.named_parameters()}
         # Of sharded ones the model is the ordinary twin: they have its names.
         named = opt.named_params()
@@ -174,7 +176,7 @@ class SizeControl:
             for level, names in zip(self.levels, self.names, strict=True)
         ]
         selected = self._selected() if select_inputs else ()
-        self.footprint = Footprint(model, example_input, selected)
+        self.footprint = Footprint(model, example_input, selected, round_to)
         own = [float(level.base.own_strength() or 0) for level in self.levels]
         if min(own) <= 0:
             raise ValueError("strengths must be > 0: their ratios are kept, got 0")
@@ -267,19 +269,15 @@ class SizeControl:
             level.refresh()
         return self._size(self._strengths(self.strength))
 
-    def cut(self, round_to: int = 1) -> nn.Module:
-        """The smaller network at the structured point: shrunk, weights of low rank factorized.
-
-        Args:
-            round_to: as in `shrink`.
-        """
+    def cut(self) -> nn.Module:
+        """The smaller network at the structured point: shrunk, weights of low rank factorized."""
         slim = self.model
         with self.opt.structured():
             if self._has_groups:
                 slim = shrink(
                     slim,
                     self.example,
-                    round_to=round_to,
+                    round_to=self.round_to,
                     latency=False,
                     select_inputs=self.select_inputs,
                 )

@@ -72,6 +72,7 @@ class Fitting:
             steer_until=self.restart_at - self.begin,
             every=plan.every,
             select_inputs=select_inputs,
+            round_to=round_to,
         )
         self.dense = copy.deepcopy(model)
         self.history: list[dict[str, Any]] = []
@@ -166,7 +167,7 @@ class Fitting:
         self._begin_refit()
 
     def _begin_refit(self) -> None:
-        self.model = self.control.cut(self.round_to).train()
+        self.model = self.control.cut().train()
         self.plain, self.is_cut = self._plain(self.model), True
 
     def _require_finite(self, loss: float, epoch: int) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from torch import nn
 
+from ..checks import is_count, require
 from ..kinds import check_kinds
 from .analysis import Analysis, Product
 from .couple import Channels, fill
@@ -56,8 +57,10 @@ class Footprint:
         model: the network; untouched, and its weights do not matter.
         example_input: as in `shrink`.
         selected: weights of Linear layers whose inputs stay, but which select those that they read.
+        round_to: as in `shrink`.
 
     Raises:
+        ValueError: `round_to` is no int >= 1.
         ShrinkError: torch.export cannot trace the model.
     """
 
@@ -66,8 +69,11 @@ class Footprint:
         model: nn.Module,
         example_input: ExampleInput,
         selected: Collection[str] = (),
+        round_to: int = 1,
     ) -> None:
         check_kinds(Footprint.__init__, locals())
+        require(is_count(round_to), "round_to", "an int >= 1", round_to)
+        self._round_to = round_to
         inputs = Inputs.of(example_input)
         dense = widen(copy.deepcopy(model)).eval()
         fill(dense)
@@ -126,7 +132,7 @@ class Footprint:
         for name, axes in self._axes.items():
             lengths = [int(kept[ids].sum()) for ids in axes]
             if name in self._selected and name in live:
-                lengths[1] = max(1, int(live[name].sum()))
+                lengths[1] = self._read(live[name], lengths[1])
             left[name] = math.prod(lengths)
             if ranks and name in ranks:
                 rows, columns = lengths[0], math.prod(lengths[1:])
@@ -138,18 +144,31 @@ class Footprint:
         for name, reads in self._readers.items():
             for units in reads:
                 kept[units[live[name]] if name in live else units] = True
-        for axes in self._axes.values():
-            for ids in axes:
-                if not kept[ids].any():
-                    kept[ids[:1]] = True  # as in `shrink`, so that the layer exists
-        return kept
+        while True:  # what fills one axis up may make another longer
+            stay = [
+                gone[: self._width(len(ids) - len(gone), len(ids)) - len(ids) + len(gone)]
+                for axes in self._axes.values()
+                for ids in axes
+                if len(gone := ids[~kept[ids]])
+            ]
+            if not any(map(len, stay)):
+                return kept
+            kept[np.concatenate(stay)] = True
+
+    def _width(self, left: int, whole: int) -> int:
+        """What `shrink` makes of a width of which so much is left: one at least, rounded up."""
+        return min(whole, max(1, -(-left // self._round_to) * self._round_to))
+
+    def _read(self, live: Mask, inputs: int) -> int:
+        """How many of its inputs a layer selects."""
+        return self._width(int(live.sum()), inputs)
 
     def _macs(self, kept: Mask, live: Live, ranks: Mapping[str, int] | None = None) -> float:
         total = 0.0
         for layer in self._layers:
             rows, columns = kept[layer.outputs].sum(1), kept[layer.inputs].sum(1)
             if layer.name in self._selected and layer.name in live:
-                columns = np.array([max(1, int(live[layer.name].sum()))])
+                columns = np.array([self._read(live[layer.name], int(columns.max()))])
             entries = float((rows * columns).sum())
             if ranks and layer.name in ranks:
                 rank = max(1, ranks[layer.name])
