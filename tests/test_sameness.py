@@ -51,7 +51,7 @@ def test_constants_may_cancel_in_outputs_far_smaller_than_they_are() -> None:
         first.weight[4:] = 0
         first.bias[4:] += 1
         second.weight[:, :4] *= 1e-3
-        second.bias += 1
+        second.bias.add_(1)
         last.bias.sub_(model(torch.zeros(1, 3))[0])
         x = torch.randn(64, 3)
         assert model(x).abs().max() < 2e-3
