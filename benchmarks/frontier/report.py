@@ -22,6 +22,7 @@ Curves = dict[str, list[Point]]
 OURS = "dualprox"
 OUR_COLORS = ("#D55E00", "#009E73", "#7B3294", "#8C6D31", "#C51B7D", "#4D9221")
 COLORS = ("#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#555555", "#000000", "#999933")
+ROOM = 4  # of the plots below dense, over that of our worst point
 TICKS = (0.5, 1, 2, 5, 10, 20, 30, 50, 100)
 COLUMNS = (
     "task", "method", "seed", "target", "status", "size", "params", "params_dense", "nonzero",
@@ -232,6 +233,7 @@ def draw(axes: "Axes", records: Sequence[Record], colors: Mapping[str, str], *, 
                 label="best peer",
                 zorder=1,
             )
+    zoom(axes, curves, metric)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     ticks = [tick for tick in TICKS if low <= tick <= high]
@@ -240,6 +242,20 @@ def draw(axes: "Axes", records: Sequence[Record], colors: Mapping[str, str], *, 
     axes.set_xlabel("MACs, % of dense" if macs else "parameters, % of dense")
     axes.set_ylabel("test accuracy, %" if metric == "accuracy" else "test perplexity")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def zoom(axes: "Axes", curves: Curves, metric: str) -> None:
+    """Leave out what is far below our worst point, down to chance: the tables have it."""
+    ours = [p.mean for name, curve in curves.items() if name.startswith(OURS) for p in curve]
+    if not ours or not curves.get("dense"):
+        return
+    dense = curves["dense"][0].mean
+    if metric == "accuracy":
+        floor = 100 * (dense - ROOM * max(0.0, dense - min(ours)))
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], floor))
+    else:
+        ceiling = dense + ROOM * max(0.0, max(ours) - dense)
+        axes.set_ylim(top=min(axes.get_ylim()[1], ceiling))
 
 
 def figure(records: Sequence[Record]) -> "Figure":
