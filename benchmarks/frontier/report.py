@@ -252,7 +252,8 @@ def zoom(axes: "Axes", curves: Curves, metric: str) -> None:
     dense = curves["dense"][0].mean
     if metric == "accuracy":
         floor = 100 * (dense - ROOM * max(0.0, dense - min(ours)))
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], floor))
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(max(bottom, floor), min(top, 100))
     else:
         ceiling = dense + ROOM * max(0.0, max(ours) - dense)
         axes.set_ylim(top=min(axes.get_ylim()[1], ceiling))
