@@ -6,10 +6,10 @@ import sys
 from typing import Any
 from unittest import mock
 
-from dualprox.lab import train
 from dualprox.lab.cli import main
+from dualprox.lab.training import Training
 
-train_epoch = train.Training.train_epoch
+train_epoch = Training.train_epoch
 
 
 def failing(training: Any) -> dict[str, Any]:
@@ -22,5 +22,5 @@ def failing(training: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with mock.patch.object(train.Training, "train_epoch", failing):
+    with mock.patch.object(Training, "train_epoch", failing):
         sys.exit(main(sys.argv[2:]))

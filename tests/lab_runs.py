@@ -12,6 +12,7 @@ import torch
 from dualprox.lab import checkpoints, interrupts, train
 from dualprox.lab.recipes import RECIPES
 from dualprox.lab.settings import Run, with_settings
+from dualprox.lab.training import Training
 
 SHORT = ("epochs=4", "milestones=1,2", "model.hidden=12", "baseline=none")
 
@@ -21,7 +22,7 @@ def short(*more: str, recipe: str = "digits_mlp_ramda") -> Run:
     return with_settings(RECIPES[recipe](), [*SHORT, *more])
 
 
-def finish(folder: Path, run: Run | None = None) -> train.Training:
+def finish(folder: Path, run: Run | None = None) -> Training:
     """Train a run in its folder to the end: from the start, or on where it stopped."""
     if run is not None:
         train.start(run, folder)
@@ -30,15 +31,15 @@ def finish(folder: Path, run: Run | None = None) -> train.Training:
 
 def stop_at(steps: Iterable[int], folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start a run, and send SIGTERM within its steps, counted over the whole run and its parts."""
-    step, taken = train.Training.step, [0]
+    step, taken = Training.step, [0]
 
-    def counted(self: train.Training) -> None:
+    def counted(self: Training) -> None:
         step(self)
         taken[0] += 1
         if taken[0] in steps:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(train.Training, "step", counted)
+    monkeypatch.setattr(Training, "step", counted)
     train.start(run, folder)
     for _ in steps:
         with pytest.raises(interrupts.Stopped), interrupts.listening():

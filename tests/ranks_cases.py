@@ -14,6 +14,7 @@ from dualprox.lab.experiments.published import TABLES
 from dualprox.lab.recipes import RECIPES
 from dualprox.lab.settings import Run, with_settings
 from dualprox.lab.specs import RiglSpec
+from dualprox.lab.training import Training
 from test_tasks import SMALL
 from tiny_data import write_images, write_speech, write_text
 
@@ -72,13 +73,13 @@ def without_dropout() -> Iterator[None]:
 
 def go_on(folder: Path, until: int | None = None) -> None:
     """Train the run of a folder, all of it or up to an epoch."""
-    epoch = train.Training.train_epoch
+    epoch = Training.train_epoch
 
-    def stopping(training: train.Training) -> dict[str, object]:
+    def stopping(training: Training) -> dict[str, object]:
         if training.epoch == until:
             raise KeyboardInterrupt
         return epoch(training)
 
-    stop = mock.patch.object(train.Training, "train_epoch", stopping)
+    stop = mock.patch.object(Training, "train_epoch", stopping)
     with without_dropout(), stop, contextlib.suppress(KeyboardInterrupt):
         train.go_on(folder, lambda run, row: None)

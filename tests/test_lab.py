@@ -187,11 +187,11 @@ def test_subnormal_numbers_of_dead_groups_do_not_slow_a_run_down(threads):
     """At momentum 0.5 a dead group of the iterate is subnormal after some 126 steps."""
     program = (
         "import torch\n"
-        "from dualprox.lab import settings, train\n"
+        "from dualprox.lab import settings, training\n"
         "from dualprox.lab.recipes import RECIPES\n"
         f"fields = ['threads={threads}', 'model.hidden=', 'baseline=none']\n"
         "run = settings.with_settings(RECIPES['digits_mlp_ramda'](), fields)\n"
-        "train.Training(run)\n"
+        "training.Training(run)\n"
         "tiny = torch.full((1 << 20,), 1e-38)\n"
         "print(int((tiny * 1e-3).count_nonzero()))\n"
     )

@@ -12,10 +12,11 @@ from unittest import mock
 import pytest
 
 from dualprox import files
-from dualprox.lab import checkpoints, interrupts, train
+from dualprox.lab import checkpoints, interrupts
 from dualprox.lab.cli import main
 from dualprox.lab.folders import alone
 from dualprox.lab.tasks.classification import evaluate
+from dualprox.lab.training import Training
 from lab_runs import SHORT, assert_same_run, finish, short, stop_at
 from promises import Tries
 
@@ -25,16 +26,16 @@ ARGS = ["train", "digits_mlp_ramda", "--set", *SHORT]
 
 def send_at(step: int, sent: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Have signals sent to this process within a step."""
-    take, taken = train.Training.step, [0]
+    take, taken = Training.step, [0]
 
-    def counted(self: train.Training) -> None:
+    def counted(self: Training) -> None:
         take(self)
         taken[0] += 1
         if taken[0] == step:
             for number in sent:
                 os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(train.Training, "step", counted)
+    monkeypatch.setattr(Training, "step", counted)
 
 
 @pytest.mark.promise(
@@ -75,14 +76,14 @@ def test_a_second_signal_does_not_wait(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_signal_in_an_evaluation_waits_for_the_end_of_the_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate = train.Training.evaluate
+    evaluate = Training.evaluate
 
-    def interrupted(self: train.Training):
+    def interrupted(self: Training):
         if self.epoch == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(self)
 
-    monkeypatch.setattr(train.Training, "evaluate", interrupted)
+    monkeypatch.setattr(Training, "evaluate", interrupted)
     assert main([*ARGS, "--out", str(tmp_path / "run")]) == 143
     monkeypatch.undo()
     assert checkpoints.listed(tmp_path / "run")[0].name.startswith("epoch-2-step-0")
@@ -181,7 +182,7 @@ def test_a_folder_is_trained_in_by_one_process(
     more = {"path": ["--strengths", "0.1,0.2"], "fit": ["--params", "0.4"], "train": []}[command]
     with monkeypatch.context() as patch:
         # A folder that is begun: its process is gone before the first step.
-        for place in ("train.Training", "fit_run.make_model", "path.sweep.go_on_dense"):
+        for place in ("Training", "fit_run.make_model", "path.sweep.go_on_dense"):
             patch.setattr(f"dualprox.lab.{place}", mock.Mock(side_effect=KeyboardInterrupt))
         args = [command, "digits_mlp_ramda", *more, "--out", str(folder), "--set", "epochs=2"]
         assert (

@@ -16,6 +16,7 @@ from dualprox.lab.folders import read_run
 from dualprox.lab.report import rows as summary_rows
 from dualprox.lab.report import summarize
 from dualprox.lab.settings import Run
+from dualprox.lab.training import Training
 from lab_runs import SHORT, assert_same_run, finish, short, stop_at
 from promises import Tries
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("torch_as_before")
 
 def spoil(steps: Collection[int], name: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a value into the gradient of a parameter, in steps counted over all runs."""
-    make, seen = train.Training.__init__, [0]
+    make, seen = Training.__init__, [0]
 
     def spoiled(param: torch.Tensor) -> None:
         seen[0] += 1
@@ -32,11 +33,11 @@ def spoil(steps: Collection[int], name: str, value: float, monkeypatch: pytest.M
             assert param.grad is not None
             param.grad.view(-1)[-1] = value
 
-    def made(self: train.Training, run: Run) -> None:
+    def made(self: Training, run: Run) -> None:
         make(self, run)
         self.model.get_parameter(name).register_post_accumulate_grad_hook(spoiled)
 
-    monkeypatch.setattr(train.Training, "__init__", made)
+    monkeypatch.setattr(Training, "__init__", made)
 
 
 @pytest.mark.promise(
@@ -54,7 +55,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(
     # At the end of the steps that were taken, as it is if the bad one was not.
     states = []
     monkeypatch.setattr(
-        train.Training, "place", lambda self: (states.append(self), "epoch 3, step 10")[1]
+        Training, "place", lambda self: (states.append(self), "epoch 3, step 10")[1]
     )
     with tries.one():
         assert main(["train", recipe, "--out", str(folder), "--set", *SHORT]) == 1
@@ -79,8 +80,8 @@ def test_skipped_steps_are_left_out_counted_and_survive_a_stop(
     with tries.one():
         spoil([50, 51, 52], "fc1.weight", math.nan, monkeypatch)
         steps: list[int] = []
-        step = train.Training.step
-        monkeypatch.setattr(train.Training, "step", lambda self: (steps.append(0), step(self))[1])
+        step = Training.step
+        monkeypatch.setattr(Training, "step", lambda self: (steps.append(0), step(self))[1])
         finish(tmp_path / "whole", run)
         rows = [
             json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()

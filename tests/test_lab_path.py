@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 import dualprox as dp
-from dualprox.lab import train
 from dualprox.lab.cli import main
 from dualprox.lab.data.digits import digits
 from dualprox.lab.folders import read_run
 from dualprox.lab.networks import make_model
 from dualprox.lab.path.curve import knee
 from dualprox.lab.slim import shrink_run
+from dualprox.lab.training import Training
 
 SMALL = ["--set", "epochs=4", "milestones=1,2", "model.hidden=24"]
 SHORT = [*SMALL, "baseline=none"]
@@ -130,7 +130,7 @@ def test_a_path_stopped_in_or_behind_a_point_ends_with_the_same_bits(
     args = ["path", "digits_mlp_ramda", "--strengths", "3", "--refit", "1", *SHORT]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert main([*args, "--out", str(whole)]) == 0
-    epoch, place = train.Training.train_epoch, "dualprox.lab.path.sweep.shrink_run"
+    epoch, place = Training.train_epoch, "dualprox.lab.path.sweep.shrink_run"
 
     def stop_in_the_last_point(self):
         if self.epoch == 1:
@@ -151,7 +151,7 @@ def test_a_path_stopped_in_or_behind_a_point_ends_with_the_same_bits(
     assert main(["show", str(stopped)]) == 0
     assert "unfinished, 1 of 3 strengths" in capsys.readouterr().out
     monkeypatch.setattr(place, shrink_run)
-    monkeypatch.setattr(train.Training, "train_epoch", stop_in_the_last_point)
+    monkeypatch.setattr(Training, "train_epoch", stop_in_the_last_point)
     torch.manual_seed(12345)
     assert main(["path", "--resume", str(stopped)]) == 130
     monkeypatch.undo()

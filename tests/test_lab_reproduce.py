@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dualprox.lab import folders, settings, train
+from dualprox.lab import folders, settings
 from dualprox.lab.cli import main
 from dualprox.lab.experiments import command, reproduce, results
 from dualprox.lab.experiments.figures import plot_epochs
@@ -19,6 +19,7 @@ from dualprox.lab.experiments.page import write_report
 from dualprox.lab.experiments.published import TABLES, table_with
 from dualprox.lab.experiments.tables import ACCURACY, SECONDS, WEIGHTED_SPARSITY, Value
 from dualprox.lab.recipes import RECIPES
+from dualprox.lab.training import Training
 from test_data_sets import write_idx, write_images
 
 pytestmark = pytest.mark.usefixtures("torch_as_before")
@@ -113,14 +114,14 @@ def test_a_table_stopped_in_its_second_run_ends_with_the_same_bits(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     seeds = ["--seeds", "1,2"]
     assert main([*wish(data_dir, whole), *seeds]) == 0
-    epoch = train.Training.train_epoch
+    epoch = Training.train_epoch
 
     def stop_in_the_second(self):
         if self.run.seed == 2 and self.epoch == 3:
             raise KeyboardInterrupt
         return epoch(self)
 
-    monkeypatch.setattr(train.Training, "train_epoch", stop_in_the_second)
+    monkeypatch.setattr(Training, "train_epoch", stop_in_the_second)
     assert main([*wish(data_dir, stopped), *seeds]) == 130
     assert f"{stopped} goes on with the same command" in capsys.readouterr().err
     assert main(["show", str(stopped)]) == 0
@@ -132,7 +133,7 @@ def test_a_table_stopped_in_its_second_run_ends_with_the_same_bits(
         trained.append((self.run.seed, self.epoch + 1))
         return epoch(self)
 
-    monkeypatch.setattr(train.Training, "train_epoch", watched)
+    monkeypatch.setattr(Training, "train_epoch", watched)
     torch.manual_seed(12345)
     assert main([*wish(data_dir, stopped), *seeds]) == 0
     assert "finished already" in capsys.readouterr().out
@@ -256,14 +257,14 @@ def test_exact_takes_the_solver_away_where_there_is_one_and_says_so() -> None:
 def test_a_run_that_diverges_does_not_keep_the_others_from_training(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    epoch = train.Training.train_epoch
+    epoch = Training.train_epoch
 
     def diverge(self):
         if self.run.recipe == RMDA and self.epoch == 1:
             raise FloatingPointError("the loss is nan")
         return epoch(self)
 
-    monkeypatch.setattr(train.Training, "train_epoch", diverge)
+    monkeypatch.setattr(Training, "train_epoch", diverge)
     assert main(wish(data_dir, tmp_path, rows="logistic_mnist_r*da", epochs=2)) == 1
     captured = capsys.readouterr()
     assert f"{RMDA}-shortened-seed1: the loss is nan" in captured.err

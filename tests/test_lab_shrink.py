@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 import dualprox as dp
-from dualprox.lab import train
 from dualprox.lab.cli import main
 from dualprox.lab.folders import read_run
 from dualprox.lab.networks import example_input, make_model
 from dualprox.lab.recipes import RECIPES
 from dualprox.lab.slim import shrink_run
+from dualprox.lab.training import Training
 
 SHORT = ["--set", "epochs=4", "milestones=1,3", "model.hidden=24,12", "baseline=none"]
 SHORT += ["penalty.strength=2e-3"]
@@ -62,14 +62,14 @@ def test_a_run_that_shrinks_as_it_goes_ends_with_the_same_bits_when_it_is_stoppe
     options = [*SHORT, "coupled=true", "shrink_at_restart=true"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert main(["train", "--out", str(whole), *options]) == 0
-    epoch = train.Training.train_epoch
+    epoch = Training.train_epoch
 
     def until_the_third(self):
         if self.epoch == 3:
             raise KeyboardInterrupt
         return epoch(self)
 
-    monkeypatch.setattr(train.Training, "train_epoch", until_the_third)
+    monkeypatch.setattr(Training, "train_epoch", until_the_third)
     assert main(["train", "--out", str(stopped), *options]) == 130
     monkeypatch.undo()
     assert main(["train", "--resume", str(stopped)]) == 0

@@ -14,6 +14,7 @@ from dualprox.lab.networks import make_model
 from dualprox.lab.recipes import RECIPES
 from dualprox.lab.settings import Run, with_settings
 from dualprox.lab.specs import AdamSpec, SgdSpec
+from dualprox.lab.training import Training
 
 pytestmark = pytest.mark.usefixtures("torch_as_before")
 
@@ -27,7 +28,7 @@ def by_hand(run: Run, steps: int) -> nn.Module:
     """SGD without momentum, written out: clip, step."""
     torch.manual_seed(run.seed)
     model = make_model(run)
-    training = train.Training(run)
+    training = Training(run)
     for number, (x, y) in enumerate(training.task.batches(1)):
         if number == steps:
             break
@@ -51,7 +52,7 @@ def test_steps_are_clipped_and_labels_smoothed_as_by_hand(fields):
     sgd = SgdSpec(lr=0.1, momentum=0.0, weight_decay=0.0, nesterov=False)
     run = replace(short("epoch_steps=5", recipe="digits_mlp_dense"), optimizer=sgd)
     run = with_settings(run, list(fields))
-    training = train.Training(run)
+    training = Training(run)
     training.train_epoch()
     wanted = by_hand(run, 5)
     for ours, theirs in zip(training.model.parameters(), wanted.parameters(), strict=True):
@@ -63,7 +64,7 @@ def test_a_run_in_half_precision_ends_near_the_whole_and_resumes_to_the_same_bit
     precision, tmp_path
 ):
     run = short(f"precision={precision}", "clip=10")
-    whole = train.Training(short())
+    whole = Training(short())
     losses = [whole.train_epoch()["loss"] for _ in range(2)]
 
     def stop(run, row):
@@ -86,7 +87,7 @@ def test_a_run_in_half_precision_ends_near_the_whole_and_resumes_to_the_same_bit
 def test_a_step_whose_scaled_gradient_overflows_is_skipped_and_does_not_count():
     adam = replace(short("precision=float16", recipe="digits_mlp_dense"), optimizer=AdamSpec())
     run = replace(adam, milestones=(), schedule="linear", epoch_steps=2)
-    training = train.Training(run)
+    training = Training(run)
     training.scaler = torch.GradScaler("cpu", init_scale=2.0**60, backoff_factor=2.0**-50)
     before = [p.clone() for p in training.model.parameters()]
     training.train_steps()
@@ -133,9 +134,7 @@ def test_a_run_begun_on_another_device_goes_on_here(tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("recipe", ["digits_mlp_ramda", "digits_mlp_dense"])
 def test_a_run_on_a_gpu_ends_near_the_one_on_the_cpu(recipe, tmp_path):
-    here, there = (
-        train.Training(short(f"device={name}", recipe=recipe)) for name in ("cpu", "cuda")
-    )
+    here, there = (Training(short(f"device={name}", recipe=recipe)) for name in ("cpu", "cuda"))
     ours, theirs = here.train_epoch(), there.train_epoch()
     assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-3)
     torch.save(there.state_dict(), tmp_path / "state.pt")

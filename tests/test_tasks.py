@@ -21,6 +21,7 @@ from dualprox.lab.settings import Run, with_settings
 from dualprox.lab.specs import ProxAdamwSpec, RamdaSpec
 from dualprox.lab.tasks import Language, MaskedImages, Speech, task_of
 from dualprox.lab.tasks.masked_images import hidden_patches
+from dualprox.lab.training import Training
 from tiny_data import write_images, write_speech, write_text
 
 pytestmark = [
@@ -123,7 +124,7 @@ def test_a_published_row_in_small_trains_resumes_to_the_same_bits_and_is_told(
 def test_lr_falls_with_every_step_along_a_line_or_a_cosine(tmp_path):
     write_text(tmp_path)
     run = small("ramda-table4", of("ramda-table4", "ProxSGD"), tmp_path, "optimizer.lr=1.0")
-    training = train.Training(run)
+    training = Training(run)
     rates = []
     step = training.step
     training.step = lambda: (rates.append(training.opt.param_groups[0]["lr"]), step())[1]
@@ -131,7 +132,7 @@ def test_lr_falls_with_every_step_along_a_line_or_a_cosine(tmp_path):
         training.train_epoch()
     cosine = [(1 + math.cos(math.pi * t / 45)) / 2 for t in range(45)]
     assert rates == pytest.approx(cosine, abs=1e-12)
-    linear = train.Training(replace(run, schedule="linear", warmup=5))
+    linear = Training(replace(run, schedule="linear", warmup=5))
     linear.train_epoch()
     # After 15 of 45 steps: 10 of the 40 that it falls in.
     assert linear.opt.param_groups[0]["lr"] == pytest.approx(0.75)
@@ -185,7 +186,7 @@ def test_a_text_with_more_words_than_the_network_is_refused(tmp_path):
     write_text(tmp_path)
     run = small("ramda-table4", of("ramda-table4", "Adam"), tmp_path, "model.tokens=9")
     with pytest.raises(DataError, match=r"model\.tokens must be at least the 10 words of wikite"):
-        train.Training(run)
+        Training(run)
 
 
 def test_the_validation_loss_of_speech_is_a_mean_over_frames(tmp_path):
@@ -259,7 +260,7 @@ def test_ramda_learns_from_real_data(table):
     published = of(table, "RAMDA")
     published = replace(published, optimizer=RamdaSpec(), milestones=(2,))
     run = small(table, published, FOLDER, "milestones=2", "penalty.strength=1e-6", *REAL[table])
-    training = train.Training(run)
+    training = Training(run)
     before = training.evaluate()["val_loss"]
     found = [training.train_epoch()["val_loss"] for _ in range(run.epochs)]
     assert found[-1] < 0.9 * before, (before, found)

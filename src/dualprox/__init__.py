@@ -3,9 +3,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .coupling import Coupling, Member
+from .coupling import Coupling
 from .geometry import Slices
 from .grouping import ParamGroups, param_groups
+from .joint import Member
 from .optim import (
     RAMDA,
     RMDA,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from .checks import shown
-from .coupling import Coupling, Member
+from .coupling import Coupling
 from .geometry import Slices
+from .joint import Member
 from .kinds import check_kinds
 from .penalties import Coupled, GroupPenalty, Penalty
 

@@ -6,7 +6,8 @@ from typing import cast
 
 from torch import Tensor
 
-from ..coupling import Coupling, Member
+from ..coupling import Coupling
+from ..joint import Member
 from ..optim.bundle import tensors_of
 from ..penalties import Coupled, GroupLasso, GroupPenalty, Penalty, Support
 from ..sharding import is_sharded

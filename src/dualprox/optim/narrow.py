@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..coupling import Coupling, Member
+from ..coupling import Coupling
+from ..joint import Member
 from ..kinds import check_kinds
 from ..penalties import Coupled, GroupPenalty, Penalty
 from ..sharding import require_ordinary
