@@ -1,6 +1,6 @@
 """What was promised, how often was it tried, and what failed?
 
-    DUALPROX_PROMISES=benchmarks/results/promises.json ./dev test
+    DUALPROX_PROMISES=benchmarks/results/reliability/promises.json ./dev test
     python benchmarks/reliability.py
 
 Makes the tables of docs/reliability.md, one for each area, between its marks, from the records
@@ -17,7 +17,7 @@ from dualprox.files import write_text
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
-RECORDS = ROOT / "benchmarks" / "results" / "promises.json"
+RECORDS = ROOT / "benchmarks" / "results" / "reliability" / "promises.json"
 MARK = re.compile(r"(<!-- tried: (?P<area>[a-z ]+) -->\n).*?(<!-- /tried -->)", re.DOTALL)
 
 

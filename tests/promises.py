@@ -1,6 +1,6 @@
 """Records of what the tests of a promise tried: the source of docs/reliability.md.
 
-    DUALPROX_PROMISES=benchmarks/results/promises.json ./dev test -k ...
+    DUALPROX_PROMISES=benchmarks/results/reliability/promises.json ./dev test -k ...
     python benchmarks/reliability.py
 
 A test keeps a promise with `@pytest.mark.promise(area, text, unit)`; the area is one of `AREAS`.

@@ -182,7 +182,7 @@ def test_a_folder_is_trained_in_by_one_process(
     more = {"path": ["--strengths", "0.1,0.2"], "fit": ["--params", "0.4"], "train": []}[command]
     with monkeypatch.context() as patch:
         # A folder that is begun: its process is gone before the first step.
-        for place in ("Training", "fit_run.make_model", "path.sweep.go_on_dense"):
+        for place in ("train.Training", "fit_run.make_model", "path.sweep.go_on_dense"):
             patch.setattr(f"dualprox.lab.{place}", mock.Mock(side_effect=KeyboardInterrupt))
         args = [command, "digits_mlp_ramda", *more, "--out", str(folder), "--set", "epochs=2"]
         assert (
