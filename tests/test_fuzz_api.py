@@ -53,6 +53,12 @@ def all_pairs(name, folder):
     return [(param, value) for param in CALLS[name].given(folder) for value in BAD_VALUES]
 
 
+@pytest.fixture(autouse=True)
+def same_networks() -> None:
+    """Else one in some hundred has no live unit, and so no gradient."""
+    torch.manual_seed(0)
+
+
 @PROMISE
 @pytest.mark.parametrize("name", CALLS)
 def test_one_bad_argument(name, tmp_path, tries):
