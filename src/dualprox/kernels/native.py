@@ -38,6 +38,7 @@ class _Record(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("parts", "outer", "groups", "inner")),
         ("entry_strength", ctypes.c_double),
         ("group_strength", ctypes.c_double),
+        ("counts", ctypes.c_int64),
         ("iterations", ctypes.c_int64),
     )
 
@@ -177,6 +178,7 @@ class NativeGroup:
             if form is not None:
                 record.entry_strength = form.entry_strength
                 record.group_strength = form.group_strength
+                record.counts = form.counts
             record.param = param.data_ptr()
             for place, name in zip(("first", "second", "anchor"), _BUFFERS[method], strict=True):
                 setattr(record, place, state[name].data_ptr() if name else None)

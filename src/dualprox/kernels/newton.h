@@ -92,6 +92,14 @@ struct Newton {
     to_columns(tile, tile.whole(), t);
   }
 
+  // Which groups stay, whole, where each that lives costs t: those that lower the objective by more
+  // than that, by 1/2 sum a^2 / d.
+  void choose(const Tile& tile, double t) {
+    fold(tile, tile.whole());
+    for (i64 g = 0; g < tile.groups(); ++g) r.data()[g] = columns.data()[g] <= 2 * t ? 0 : 1;
+    to_columns(tile, tile.whole(), 0);
+  }
+
   // The root near the lower bound `low`, from the sums of a^2, d a^2 and d^2 a^2.
   //
   // h ||a|| is the mean of order -2 of the d_i r + t with weights a_i^2: at most their arithmetic

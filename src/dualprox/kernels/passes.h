@@ -113,6 +113,7 @@ struct Step {
   float center_scale = 1;  // 1 - lr * weight_decay
   float entry_threshold = 0;
   float group_threshold = 0;
+  bool counts = false;  // group_threshold is the price of a live group, whatever its norm
   float weight = 1;  // of the structured point in the iterate
   bool begins_stage = false;
 };
@@ -180,15 +181,18 @@ struct Tile {
 
 constexpr int kSums = 4;  // of every column
 
-// What a pass does. The sums of kGather are those of a^2, d a^2 and d^2 a^2, with `has_ends` of a^2,
+// What a pass does. The sum of kPrice is that of a^2 / d; those of kGather are those of a^2, d a^2 and d^2 a^2, with `has_ends` of a^2,
 // d a^2, a^2 / d and (a / d)^2; of kSweep, with p = a / (d r + t) and q = d / (d r + t), those of p^2, q p^2, q^2 p^2 and q^3 p^2.
 enum Pass {
   kGather,  // update the buffers, sum
+  kPrice,   // the same, where groups are counted
   kSweep,   // sum at r
   kSpread,  // move the parameter to the solution of norm r
   kEntries,  // everything at once, without groups
   kFree      // the same, without any penalty
 };
+
+constexpr bool begins(Pass pass) { return pass == kGather || pass == kPrice; }
 
 // Adds p^2, q p^2, q^2 p^2 and q^3 p^2.
 INLINE void sum_powers(float a, float d, float r, float t, float& total, float& rise, float& bend,
@@ -209,7 +213,7 @@ INLINE void pass_row(const Pointers<T> x, const Step s, i64 at, i64 n, i64 lanes
                      const float* __restrict r, const float* __restrict t,
                      float* __restrict stored, i64 strip, float* __restrict sums) {
   constexpr bool kWhole = kPass == kEntries || kPass == kFree;
-  constexpr bool kUpdates = kPass == kGather || kWhole;
+  constexpr bool kUpdates = begins(kPass) || kWhole;
   constexpr bool kMoves = kPass == kSpread || kWhole;
   constexpr bool kReads = kStores && !kUpdates;
   T* param = x.param + at;
@@ -259,6 +263,8 @@ INLINE void pass_row(const Pointers<T> x, const Step s, i64 at, i64 n, i64 lanes
         sums[2 * lanes + j] += a * center;
         sums[3 * lanes + j] += center * center;
       }
+    } else if (kPass == kPrice) {
+      sums[j] += a * (a / d);
     } else if (kPass == kSweep) {
       sum_powers(a, d, r[j], t[j], sums[j], sums[lanes + j], sums[2 * lanes + j],
                  sums[3 * lanes + j]);
@@ -304,7 +310,7 @@ template <Method M, class T, Pass kPass>
 INLINE void prefetch(const Pointers<T>& x, i64 at, i64 n) {
   for (i64 j = at; j < at + n; j += kLanes) {
     if (kPass == kSpread || !is_dual(M)) __builtin_prefetch(x.param + j, kPass == kSpread, 2);
-    if (kPass != kGather) continue;
+    if (!begins(kPass)) continue;
     __builtin_prefetch(x.grad + j, 0, 2);
     __builtin_prefetch(x.first + j, 1, 2);
     if (has_metric(M)) __builtin_prefetch(x.second + j, 1, 2);
@@ -319,7 +325,7 @@ void pass_rows(const Pointers<T> x, const Step s, const Tile tile, i64 begin, i6
                const float* r, const float* t, float* stored, float* sums) {
   const i64 lanes = tile.lanes();
   const auto at = [&](i64 row) { return tile.base + row * tile.stride; };
-  if (is_dual(M) && kPass == kGather && s.begins_stage) {
+  if (is_dual(M) && begins(kPass) && s.begins_stage) {
     for (i64 row = begin; row < end; ++row) begin_stage<M>(x, at(row), tile.columns(row));
   }
   if (!stored) {
@@ -340,7 +346,7 @@ void pass_rows(const Pointers<T> x, const Step s, const Tile tile, i64 begin, i6
                                     sums + j);
         continue;
       }
-      if (has_metric(M) && kPass == kGather) std::fill_n(kept, 2 * strip, 0.0f);
+      if (has_metric(M) && begins(kPass)) std::fill_n(kept, 2 * strip, 0.0f);
       pass_row<M, T, kPass, true>(x, s, here, n, lanes, r + j, t + j, kept, strip, sums + j);
     }
   }

@@ -6,7 +6,8 @@
 //     z_i = a_i r / (d_i r + t) if ||a|| > t, else 0;   r = ||z|| solves sum_i (a_i/(d_i r + t))^2 = 1
 //
 // for each group: a = D z0 - v, soft-thresholded where there is an entrywise penalty. Where the
-// metric D is a number it is divided out, and z = (1 - t / ||a||) a.
+// metric D is a number it is divided out, and z = (1 - t / ||a||) a. Where live groups are counted
+// instead, group_strength sum_g [w_g != 0], z_i = a_i / d_i if sum_i a_i^2 / d_i > 2 t, else 0.
 //
 // A step passes over the entries of some whole groups (a tile) twice, and keeps their a and d in
 // between, over which part by part Newton's method sweeps. A tile that fits in cache is passed over
@@ -35,6 +36,7 @@ struct Record {
   double *step, *penalty_sum, *restart, *eps;
   int64_t parts, outer, groups, inner;  // Grid
   double entry_strength, group_strength;
+  int64_t counts;      // whether group_strength is of each live group, not of its norm
   int64_t iterations;  // written: Newton steps taken
 };
 
@@ -244,16 +246,19 @@ i64 find_norms(const Pointers<T>& x, const Step& s, const Tile& tile, float* sto
 template <Method M, class T, class Team>
 i64 solve(const Pointers<T>& x, const Step& s, const Tile& tile, Team& team) {
   Newton& newton = team.newton;
-  newton.reset(tile, has_metric(M) ? kSums : 1);
+  newton.reset(tile, has_metric(M) && !s.counts ? kSums : 1);
   team.reset(newton.size());
   const bool stores = tile.all_rows() * tile.width <= kMostStored;
   float* stored = stores ? team.stored(tile.place<M>(tile.lanes(), 0)) : nullptr;
   const float *r = newton.r_columns.data(), *threshold = newton.t_columns.data();
   team.rows(tile, [&](i64 begin, i64 end, float* sums) {
-    pass_rows<M, T, kGather>(x, s, tile, begin, end, r, threshold, stored, sums);
+    s.counts ? pass_rows<M, T, kPrice>(x, s, tile, begin, end, r, threshold, stored, sums)
+             : pass_rows<M, T, kGather>(x, s, tile, begin, end, r, threshold, stored, sums);
   });
   i64 sweeps = 0;
-  if (has_metric(M)) {
+  if (s.counts) {
+    newton.choose(tile, s.group_threshold);
+  } else if (has_metric(M)) {
     sweeps = find_norms<M>(x, s, tile, stored, team);
   } else {
     newton.scale(tile, s.group_threshold);
@@ -300,6 +305,7 @@ Step begin(const Settings& o, Record& p) {
   s.eps = float(o.eps);
   s.entry_threshold = float(tau * p.entry_strength);
   s.group_threshold = float(tau * p.group_strength);
+  s.counts = p.counts;
   return s;
 }
 

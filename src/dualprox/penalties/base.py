@@ -156,11 +156,13 @@ class SparseGroupForm:
         entry_strength: >= 0.
         group_strength: >= 0.
         slices: the groups; None if `group_strength` is 0.
+        counts: whether each live group counts 1 instead of its norm; `entry_strength` is 0 then.
     """
 
     entry_strength: float
     group_strength: float
     slices: Slices | None
+    counts: bool = False
 
 
 @dataclass(frozen=True)

@@ -295,6 +295,10 @@ class GroupL0(GroupPenalty):
         kink = _kink(self.group_strength(w))
         return self._group_residual(slices.view(w), slices.view(g), kink, 0.0)
 
+    def sparse_group_form(self, w: Tensor) -> SparseGroupForm:
+        """Groups alone, counted."""
+        return SparseGroupForm(0.0, float(self.group_strength(w)), self.slices, counts=True)
+
 
 @dataclass(frozen=True)
 class GroupHalf(GroupPenalty):
