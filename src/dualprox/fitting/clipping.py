@@ -38,9 +38,10 @@ class Clipping:
         norm = nn.utils.get_total_norm(grads).float()
         usual = norm if self.usual is None else torch.where(self.usual > 0, self.usual, norm)
         limit = self.most * usual
-        # Torch's own makes of a norm of 0 over a limit of 0 a NaN.
-        over = norm / limit.clamp_min(torch.finfo(limit.dtype).tiny)
-        torch._foreach_mul_(grads, over.clamp_min(1.0).reciprocal())  # pyright: ignore
+        if norm.device.type != "cpu" or not norm <= limit:  # elsewhere to look is to wait
+            # Torch's own makes of a norm of 0 over a limit of 0 a NaN.
+            over = norm / limit.clamp_min(torch.finfo(limit.dtype).tiny)
+            torch._foreach_mul_(grads, over.clamp_min(1.0).reciprocal())  # pyright: ignore
         self.usual = usual.lerp(torch.minimum(norm, limit), _SHARE)
 
     def state_dict(self) -> dict[str, Any]:
