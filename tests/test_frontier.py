@@ -96,7 +96,11 @@ def test_every_method_tries_the_same_number_of_settings_and_runs_with_the_best(t
     assert final[0]["params_dense"] == 12 * 32 + 32 + 32 * 24 + 24 + 24 * 10 + 10 == DENSE_SIZE
     assert all(0 <= r["test"] <= 1 and r["size"] <= r["target"] for r in final)
     assert final[0]["macs_dense"] == 12 * 32 + 32 * 24 + 24 * 10
-    assert final[0]["train_seconds"] == 3.0 and final[0]["latency_slim_ms_batch_64"] > 0
+    assert (
+        final[0]["epoch_seconds"] == [0.5] * 6
+        and final[0]["train_seconds"] > 0
+        and final[0]["latency_slim_ms_batch_64"] > 0
+    )
     assert len(list(tmp_path.glob("tiny/dense/sizedense-seed*.json"))) == 2
     assert any("[4/6]" in text and "left" in text for text in said)
 
@@ -127,7 +131,7 @@ def test_a_failing_method_is_recorded_and_the_others_go_on(tmp_path):
     runner.run(plan(tmp_path, (BROKEN, NARROW), seeds=(0,)), said.append)
     broken = json.loads((tmp_path / "tiny/broken/try0.json").read_text())
     assert broken["status"] == "failed" and broken["error"] == "RuntimeError: no such operator"
-    assert "second line" in broken["traceback"]
+    assert broken["traceback"].splitlines()[-1].startswith("test_frontier.py:")
     assert not list(tmp_path.glob("tiny/broken/size*"))
     assert len(list(tmp_path.glob("tiny/narrow/size*"))) == 2
     assert any("no setting came to anything" in text for text in said)
@@ -169,7 +173,7 @@ def test_a_network_that_diverged_is_a_failure():
     with torch.no_grad():
         next(model.parameters()).fill_(math.nan)
     with pytest.raises(FloatingPointError, match="validation part is nan"):
-        record.judged(task, 0, Outcome(model, Clock()), True)
+        record.judged(task, 0, Outcome(model, Clock()), 1.0, True)
 
 
 def trial(number: int, size: float, validation: float, target: float | None = 0.1) -> dict:

@@ -76,8 +76,7 @@ def train_magnitude(task: Task, seed: int, target: float, setting: Setting) -> O
     model, clock, loader = task.make_model(seed), Clock(), task.loader(seed)
     first, last = split_epochs(task.epochs, 1 - setting["finetune"], setting["finetune"])
     train(task, model, loader, first, make_optimizer(task.recipes[0], model), clock)
-    with clock.counted():
-        slim = pruned(task, model, target, setting["normalizer"])
+    slim = pruned(task, model, target, setting["normalizer"])
     fine_tune(task, slim, loader, last, setting["lr"], clock)
     return Outcome(slim, clock)
 
@@ -93,8 +92,7 @@ def train_group_norm(task: Task, seed: int, target: float, setting: Setting) -> 
     pruner.update_regularizer()
     opt = make_optimizer(recipe, model, recipe.lr * setting["sparse_lr"])
     train(task, model, loader, sparse, opt, clock, before_step=lambda: pruner.regularize(model))
-    with clock.counted():
-        slim = pruned(task, model, target, setting["normalizer"])
+    slim = pruned(task, model, target, setting["normalizer"])
     fine_tune(task, slim, loader, last, setting["lr"], clock)
     return Outcome(slim, clock)
 

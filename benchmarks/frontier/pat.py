@@ -209,9 +209,7 @@ def train_pat(task: Task, seed: int, target: float, setting: Setting) -> Outcome
         )
         for group in steered.base.param_groups:
             group["lr"] = group["initial_lr"]
-    with clock.counted():
-        slim = slim_of(task, model)
-    return Outcome(slim, clock, notes=notes)
+    return Outcome(slim_of(task, model), clock, notes=notes)
 
 
 EARLY, LATE, NEVER = (0.1, 0.3, 0.6), (0.2, 0.4, 0.4), (0.2, 0.8, 0.0)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import math
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,9 +65,9 @@ def latencies(dense: nn.Module, slim: nn.Module, task: Task, seconds: float) -> 
 
 
 def judged(
-    task: Task, seed: int, outcome: Outcome, tuning: bool, seconds: float = 0.3
+    task: Task, seed: int, outcome: Outcome, took: float, tuning: bool, seconds: float = 0.3
 ) -> dict[str, Any]:
-    """What there is to say of a trained network.
+    """What there is to say of a network that it took so many seconds to train, all included.
 
     Raises:
         FloatingPointError: the metric is not finite.
@@ -86,9 +87,8 @@ def judged(
         "size": counted / whole,
         "validation": validation,
         "test": None if tuning else task.evaluate(outcome.model, "test"),
-        "train_seconds": sum(outcome.clock.epochs) + outcome.clock.others,
+        "train_seconds": took,
         "epoch_seconds": outcome.clock.epochs,
-        "other_seconds": outcome.clock.others,
         "notes": outcome.notes,
     }
     return found if tuning else found | latencies(dense, outcome.model, task, seconds)
@@ -129,6 +129,12 @@ def failed(head: Mapping[str, Any], error: str, trace: str = "") -> dict[str, An
     return {**head, "status": "failed", "error": error, "traceback": trace}
 
 
+def calls_of(error: Exception) -> str:
+    """Where it was raised, outermost call first, without the folders of this machine."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return "\n".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames)
+
+
 def perform(job: Job, method: Method, task: Task, tries: int, out: Path) -> dict[str, Any]:
     """Do a run in this process and write its record, whatever happens."""
     torch.set_num_threads(1)
@@ -138,11 +144,13 @@ def perform(job: Job, method: Method, task: Task, tries: int, out: Path) -> dict
     try:
         torch.manual_seed(job.seed)
         target = 1.0 if job.target is None else job.target
+        began = time.perf_counter()
         outcome = method.train(task, job.seed, target, method.settings[job.setting])
-        record = {**head, "status": "ok", **judged(task, job.seed, outcome, job.tuning)}
+        took = time.perf_counter() - began
+        record = {**head, "status": "ok", **judged(task, job.seed, outcome, took, job.tuning)}
     except Exception as error:  # a peer may raise anything, and the others shall go on
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        record = failed(head, reason, traceback.format_exc())
+        record = failed(head, reason, calls_of(error))
     save(record, job.path(out))
     return record
 

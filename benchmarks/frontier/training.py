@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,22 +13,13 @@ from .tasks import Loader, Recipe, Task
 
 @dataclass
 class Clock:
-    """Seconds of training.
+    """Seconds of the epochs that a method counts.
 
     Args:
-        epochs: of each epoch.
-        others: of what is done between them, such as pruning.
+        epochs: of each.
     """
 
     epochs: list[float] = field(default_factory=list)
-    others: float = 0.0
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Add the seconds of the block to `others`."""
-        start = time.perf_counter()
-        yield
-        self.others += time.perf_counter() - start
 
 
 def make_optimizer(
