@@ -1,6 +1,6 @@
 """One walk through the graph: each operation says what its units have to do with each other."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -11,32 +11,16 @@ from numpy.typing import NDArray
 from torch import fx
 from torch.fx.node import map_arg
 
+from .operations import CASTS, HANDLERS, POINTWISE
 from .trace import Trace, described, is_random, operator, shapes_of
 from .units import Ids, Units, rigid
 from .values import Known, Value, pointwise
 
-Handler = Callable[..., Any]
-HANDLERS: dict[str, Handler] = {}
-
-# Floating point operations that torch does not mark as pointwise, and are.
-_COPIES = {"_to_copy", "to", "dropout", "alpha_dropout", "feature_dropout"}
-_POINTWISE = {"hardswish", "where", *_COPIES}
 _PLACEMENT = {"dtype", "layout", "device", "pin_memory", "memory_format"}
 # Constants that a network's code makes in the size it needs.
 _FACTORIES = {"zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros"}
 _FACTORIES |= {"new_ones", "new_full", "scalar_tensor"}
 _SMALL = 2**16  # facts about larger constants are not worth their computation
-
-
-def handles(*operations: str) -> Callable[[Handler], Handler]:
-    """Register what an operation does to units."""
-
-    def register(handler: Handler) -> Handler:
-        for operation in operations:
-            HANDLERS[operation] = handler
-        return handler
-
-    return register
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +169,7 @@ class Analysis:
             for value in self._values_in((node.args, node.kwargs)):
                 self.pin(value, doubt.reason)
         handler = HANDLERS.get(operation)
-        is_pointwise = operation in _POINTWISE or (
+        is_pointwise = operation in POINTWISE or (
             isinstance(node.target, torch._ops.OpOverload)
             and torch.Tag.pointwise in node.target.tags
         )
@@ -242,7 +226,7 @@ class Analysis:
         result = self.matched(values, shape, described(node))
         large = any(v.data is not None and v.data.numel() > _SMALL for v in values)
         known = None
-        if operation in _COPIES:
+        if operation in CASTS:
             dtype = node.meta["val"].dtype
             dtype = torch.float64 if dtype.is_floating_point else dtype
             facts = values[0].known

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from .analysis import Analysis, handles
+from .analysis import Analysis
+from .operations import handles
 from .trace import described, shapes_of
 from .units import rigid
 from .values import Known, Value, along

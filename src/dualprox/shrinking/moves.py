@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from .analysis import Analysis, handles
+from .analysis import Analysis
+from .operations import handles
 from .trace import described, operator, shapes_of
 from .units import RIGID, Grid, Ids, rigid
 from .values import Known, Value, mapped

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from .analysis import Analysis, Product, handles
+from .analysis import Analysis, Product
+from .operations import handles
 from .trace import described, shapes_of
 from .units import Grid, Ids, Read, rigid
 from .values import Known, Value, along

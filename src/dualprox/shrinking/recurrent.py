@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from .analysis import Analysis, Product, handles
+from .analysis import Analysis, Product
+from .operations import handles
 from .products import note_product
 from .trace import described, operator, shapes_of
 from .units import Read, rigid

@@ -8,6 +8,7 @@ read off autograd misses reads by integer index, constants and recurrent layers.
 import re
 import warnings
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 import torch
@@ -16,14 +17,12 @@ from torch.export.graph_signature import InputKind
 from torch.nn.modules.conv import _ConvNd
 
 from .inputs import Inputs
+from .operations import COPIES, is_known
 from .select_linear import SelectLinear
 
 
 class ShrinkError(RuntimeError):
     """A network that cannot be shrunk, or one that would not compute the same afterwards."""
-
-
-_COPIES = {"clone", "contiguous", "alias", "detach", "lift_fresh_copy"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,10 @@ class Trace:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 exported = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
-                exported = exported.run_decompositions({})
+                # Decomposing takes torch several times as long as tracing.
+                calls = (n for n in exported.graph.nodes if n.op == "call_function")
+                if any(map(_needs_decomposing, calls)):
+                    exported = exported.run_decompositions({})
         except Exception as error:
             raise ShrinkError(
                 f"torch.export cannot trace {type(model).__name__}: "
@@ -71,7 +73,7 @@ class Trace:
         for node in reversed(self.graph.nodes):
             if node.op != "call_function":
                 continue
-            if operator(node) in _COPIES:
+            if operator(node) in COPIES:
                 source = node.args[0]
                 assert isinstance(source, fx.Node)
                 node.replace_all_uses_with(source)
@@ -111,6 +113,15 @@ class Trace:
     def calls(self) -> list[fx.Node]:
         """The operations, in the order they run."""
         return [node for node in self.graph.nodes if node.op == "call_function"]
+
+
+def _needs_decomposing(node: fx.Node) -> bool:
+    """Whether an operation writes to what it reads, has a graph inside, or is not known."""
+    if node.target is getitem:
+        return False
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
+        return True
+    return node.target._can_decompose() and not is_known(operator(node))
 
 
 def shapes_of(node: fx.Node) -> list[tuple[int, ...] | None]:
