@@ -1,15 +1,13 @@
 """From a model to param groups: which weight is penalized along which axis."""
 
-import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from .checks import shown
+from .choosing import Chooser, Selector, kind_of
 from .coupling import Coupling
-from .geometry import Slices
 from .joint import Member
 from .kinds import check_kinds
 from .penalties import Coupled, GroupPenalty, Penalty
@@ -17,52 +15,6 @@ from .penalties import Coupled, GroupPenalty, Penalty
 if TYPE_CHECKING:  # what follows a network's graph is imported by those who ask for it
     from .shrinking.couple import CoupledSet
     from .shrinking.inputs import ExampleInput, Inputs
-
-Selector = str | type[nn.Module]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a weight keeps its inputs and outputs.
-
-    Args:
-        inputs: the slices that read one input each.
-        outputs: the slices that write one output each; None where they are not slices.
-    """
-
-    inputs: Slices
-    outputs: Slices | None
-
-
-_MATRIX = Layout(Slices(1), Slices(0))
-# An LSTM stacks its gates along axis 0, so a hidden unit is several slices there.
-_GATES = Layout(Slices(1), None)
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-# Known by name, so that the library they come from need not be installed.
-_TRANSPOSED_LINEAR = "transformers.pytorch_utils.Conv1D"
-
-
-def layout_of(module: nn.Module, name: str) -> Layout | None:
-    """The layout of the parameter called `name` in `module`; None for one that stays free."""
-    if isinstance(module, nn.Linear) and name == "weight":
-        return _MATRIX
-    if isinstance(module, _CONV) and name == "weight":
-        return Layout(Slices(1, conv_groups=module.groups), Slices(0))
-    if isinstance(module, _CONV_TRANSPOSE) and name == "weight":
-        return Layout(Slices(0), Slices(1, conv_groups=module.groups))
-    if isinstance(module, _RECURRENT) and name.startswith("weight_"):
-        return _GATES
-    if isinstance(module, nn.MultiheadAttention):
-        if name == "in_proj_weight":
-            return _GATES  # queries, keys and values are stacked along axis 0
-        if name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-            return _MATRIX
-    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
-    if _TRANSPOSED_LINEAR in kinds and name == "weight":
-        return Layout(Slices(0), Slices(1))
-    return None
 
 
 @dataclass(frozen=True)
@@ -183,7 +135,7 @@ def param_groups(
         )
     if select_inputs and not coupled:
         raise ValueError("select_inputs must be False unless coupled=True, got True")
-    chooser = _Chooser(model, penalty, by, include, exclude, axes, heads)
+    chooser = Chooser(model, penalty, by, include, exclude, axes, heads)
     owners: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for prefix, module in model.named_modules():
         for leaf, param in module.named_parameters(recurse=False):
@@ -215,7 +167,7 @@ def param_groups(
 
 def _coupled(
     model: nn.Module,
-    chooser: "_Chooser",
+    chooser: Chooser,
     owners: Mapping[int, list[tuple[str, nn.Module, str]]],
     inputs: "Inputs",
     select_inputs: bool,
@@ -238,7 +190,7 @@ def _coupled(
     joint: dict[int, tuple[Penalty | None, str]] = {}
     for identity in wanted:
         _, module, leaf = owners[identity][0]
-        joint[identity] = None, _kind(module, leaf)
+        joint[identity] = None, kind_of(module, leaf)
     stay = {name: f"inputs stay: {reason}" for name, reason in found.stays.items()}
     able: set[str] = set()
     if select_inputs:
@@ -286,121 +238,3 @@ def _joint_penalty(
         return plain
     members = [Member(tuple(param.shape), reader.slices, reader.groups) for param, reader in pairs]
     return Coupled(penalty, Coupling(tuple(members)))
-
-
-def _kind(module: nn.Module, leaf: str) -> str:
-    """Why a parameter that is no weight stays free."""
-    return "bias" if leaf.startswith("bias") else type(module).__name__
-
-
-class _Chooser:
-    """The rules of one call of `param_groups`, and which of its selectors have matched."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        penalty: Penalty | Mapping[str, Penalty],
-        by: str,
-        include: Iterable[Selector] | None,
-        exclude: Iterable[Selector],
-        axes: Mapping[str, int] | None,
-        heads: bool,
-    ) -> None:
-        if by not in ("input", "output"):
-            raise ValueError(f"by must be 'input' or 'output', got {by!r}")
-        self.by, self.heads, self.axes = by, heads, dict(axes or {})
-        self.penalties = {"*": penalty} if isinstance(penalty, Penalty) else dict(penalty)
-        for name, each in self.penalties.items():
-            if not isinstance(each, Penalty):
-                raise TypeError(f"penalty must be a Penalty, got {each!r} for {name!r}")
-            if isinstance(each, GroupPenalty) and each.slices != Slices():
-                raise ValueError(
-                    "param_groups chooses axis, block and conv_groups for each layer (by=, heads=,"
-                    f" axes=): the penalty must keep their defaults, got {each}"
-                )
-        self.include = None if include is None else _selectors("include", include)
-        self.exclude = _selectors("exclude", exclude)
-        self.head_sizes = {
-            id(module.out_proj): module.head_dim
-            for module in model.modules()
-            if isinstance(module, nn.MultiheadAttention)
-        }
-        self.used: set[Selector] = set()
-
-    def _matches(self, selector: Selector, path: str, module: nn.Module) -> bool:
-        if isinstance(selector, str):
-            owner = path.rpartition(".")[0]
-            parts = owner.split(".")
-            modules = [".".join(parts[: i + 1]) for i in range(len(parts))]
-            found = any(fnmatch.fnmatchcase(name, selector) for name in (path, *modules))
-        else:
-            found = isinstance(module, selector)
-        if found:
-            self.used.add(selector)
-        return found
-
-    def choose(self, owners: list[tuple[str, nn.Module, str]]) -> tuple[Penalty | None, str]:
-        """The penalty of the parameter that these modules own, and a note on why."""
-        found = [self._choose_for(*owner) for owner in owners]
-        tied = "" if len(found) == 1 else "tied: " + " = ".join(path for path, _, _ in owners)
-        penalties = {penalty for penalty, _ in found}
-        if len(penalties) > 1:
-            reasons = dict.fromkeys(note for penalty, note in found if penalty is None)
-            return None, f"{tied}; {', '.join(reasons) or 'the layers disagree on the axis'}"
-        penalty, note = found[0]
-        return penalty, "; ".join(part for part in (tied, note) if part)
-
-    def select(self, path: str, module: nn.Module, leaf: str) -> tuple[Penalty | None, str]:
-        """The penalty that the caller's patterns give a parameter, and else why none."""
-        del leaf
-        # Every selector is tried, so that each learns whether it matches anything.
-        excluded = [s for s in self.exclude if self._matches(s, path, module)]
-        included = [s for s in self.include or () if self._matches(s, path, module)]
-        pattern = next((p for p in self.penalties if self._matches(p, path, module)), None)
-        if excluded:
-            return None, "excluded"
-        if self.include is not None and not included:
-            return None, "not included"
-        return (None, "no penalty given") if pattern is None else (self.penalties[pattern], "")
-
-    def _choose_for(self, path: str, module: nn.Module, leaf: str) -> tuple[Penalty | None, str]:
-        selected, why_not = self.select(path, module, leaf)
-        axis = next((self.axes[p] for p in self.axes if self._matches(p, path, module)), None)
-        layout = layout_of(module, leaf)
-        if axis is not None:
-            layout = Layout(Slices(axis), Slices(axis))
-        if layout is None:
-            return None, _kind(module, leaf)
-        if selected is None:
-            return None, why_not
-        slices = layout.inputs if self.by == "input" else layout.outputs
-        if slices is None:
-            return None, "its outputs are not slices"
-        head_size = self.head_sizes.get(id(module), 1) if self.heads and self.by == "input" else 1
-        penalty = selected.along(slices.axis, head_size, slices.conv_groups)
-        return penalty, ""
-
-    def require_all_used(self) -> None:
-        """Raise ValueError for a selector that matched nothing."""
-        by_name = {"include": self.include or (), "exclude": self.exclude, "axes": self.axes}
-        if set(self.penalties) != {"*"}:
-            by_name["penalty"] = self.penalties
-        for name, selectors in by_name.items():
-            for selector in selectors:
-                if selector not in self.used:
-                    raise ValueError(
-                        f"{name}: {selector!r} matches no parameter, module name or module type "
-                        "of the model"
-                    )
-
-
-def _selectors(name: str, given: Iterable[Selector]) -> tuple[Selector, ...]:
-    rule = "a list of patterns and module types"
-    if isinstance(given, str | type):
-        raise TypeError(f"{name} must be {rule}, got {shown(given)}")
-    found = tuple(given)
-    for selector in found:
-        is_module = isinstance(selector, type) and issubclass(selector, nn.Module)
-        if not (is_module or isinstance(selector, str)):
-            raise TypeError(f"{name} must be {rule}, got {shown(selector)}")
-    return found

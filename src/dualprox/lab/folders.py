@@ -57,7 +57,7 @@ def alone(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise RunFolderError(f"another process is training in {folder}") from None
         except OSError:
-            pass
+            pass  # a file system without locks
         yield
     finally:
         os.close(handle)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..checks import is_count, is_real, is_seed, require
-from ..grouping import layout_of
 from ..kinds import check_kinds
+from ..layouts import layout_of
 from ..sharding import is_sharded
 from .densities import erk_densities, live_counts
 from .frozen import hold, masked
