@@ -212,7 +212,10 @@ def test_batches_are_read_as_said() -> None:
     for inputs in ((left, right), [left, right], {"right": right, "left": left}):
         value, count = loss_of(model, (inputs, y), cross_entropy)
         assert count == 5 and torch.equal(value, expected)
-    shown: Any = example_of(({"right": right, "left": left, "scale": torch.tensor(2.0)}, y))
+    batch = {"right": right, "left": left, "scale": torch.tensor(2.0)}, y
+    shown: Any = example_of(batch, model)
+    on_meta: Any = example_of(batch, Two().to("meta"))
+    assert on_meta["left"].device.type == "meta"
     assert torch.equal(shown["left"], left[:2]) and shown["scale"].shape == ()
 
 
@@ -331,6 +334,9 @@ def test_refusals_come_before_training() -> None:
     refused(ValueError, "epochs must be an int >= 2, got 1", epochs=1)
     refused(ValueError, "optimizer must be 'ramda', 'rmda' or None, got 'sgd'", optimizer="sgd")
     refused(ValueError, r"search must be a share in \(0, 1\], got 0", search=0)
+    for warmup in (-0.1, 0.5, 5.0, float("nan")):
+        refused(ValueError, r"warmup must be in \[0, 0.5\), where search ends, got", warmup=warmup)
+    refused(ValueError, r"warmup must be in \[0, 0.1\)", warmup=0.3, search=0.1)
     refused(ValueError, "refit_optimizer must be 'sgd', 'adamw' or None", refit_optimizer="adam")
     refused(ValueError, "refit_lr must be a number >= 0 or None, got -1", refit_lr=-1.0)
     refused(ValueError, "weight_decay must be a number >= 0 or None", weight_decay=float("nan"))

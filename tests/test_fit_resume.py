@@ -1,8 +1,10 @@
 """A fit that is interrupted goes on from its file, to the bits of one that was not."""
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -122,6 +124,35 @@ def test_a_loader_that_has_a_state_is_saved_with_it(tmp_path: Path) -> None:
     assert ends == [True, False]  # False: else the test could not fail
 
 
+class Drawing(Counting):
+    """Batches in an order that Python and numpy draw."""
+
+    def __iter__(self) -> Any:
+        order = random.sample(range(len(self.data)), len(self.data))
+        return iter([self.data[order[index]] for index in np.random.permutation(len(order))])
+
+
+def test_the_random_numbers_of_python_and_numpy_go_on_too(tmp_path: Path) -> None:
+    def fit(stop_after: int | None = None) -> Tensor:
+        def watch(now: Progress) -> None:
+            if now.epoch == stop_after:
+                raise StopError
+
+        random.seed(1)
+        np.random.seed(1)
+        found = dp.fit(
+            network("mlp"), Drawing(), 4, dp.TargetSize(params=0.5), latency=False,
+            checkpoint=tmp_path / f"{stop_after or 'whole'}.pt", watch=watch, penalty=LOW_RANK,
+        )  # fmt: skip
+        return torch.cat([param.detach().flatten() for param in found.model.parameters()])
+
+    whole = fit()
+    with pytest.raises(StopError):
+        fit(3)
+    (tmp_path / "3.pt").rename(tmp_path / "whole.pt")
+    assert torch.equal(fit(), whole)
+
+
 def test_a_file_that_does_not_fit_is_refused_and_kept(tmp_path: Path) -> None:
     file = tmp_path / "fit.pt"
     low: dict[str, Any] = {"penalty": LOW_RANK}
@@ -129,6 +160,13 @@ def test_a_file_that_does_not_fit_is_refused_and_kept(tmp_path: Path) -> None:
     kept = file.read_bytes()
     with pytest.raises(ValueError, match=r"fit.pt is of a fit with target 0.5, here 0.25"):
         fit("mlp", file, target=dp.TargetSize(params=0.25), **low)
+    for wish, said in (
+        ({"at_least": {"0.weight": 0.9}}, r"at least {}, here {'0.weight': 0.9}"),
+        ({"at_most": {"0.weight": 0.9}}, r"at most {}, here {'0.weight': 0.9}"),
+        ({"tolerance": 0.1}, "tolerance 0.03, here 0.1"),
+    ):
+        with pytest.raises(ValueError, match=f"fit.pt is of a fit with {said}"):
+            fit("mlp", file, target=dp.TargetSize(params=0.5, **wish), **low)
     with pytest.raises(ValueError, match=r"fit.pt is of a fit with lr 0.5, here 0.01"):
         fit("mlp", file, lr=0.01, **low)
     with pytest.raises(ValueError, match=r"fit.pt is damaged: RuntimeError: Error"):

@@ -38,7 +38,7 @@ def train_ours(
 
 
 RAMDA_RATES = ({}, {"lr": 5e-3}, {"lr": 5e-3, "refit_optimizer": "sgd", "refit_lr": 0.1})
-RMDA_RATES = ({}, {"refit_lr": 0.1}, {"lr": 0.1, "refit_lr": 0.1})
+RMDA_RATES = ({}, {"refit_lr": 0.1}, {"refit_optimizer": "adamw"})
 RAMDA = Method("dualprox_ramda", partial(train_ours, optimizer="ramda"), RAMDA_RATES)
 RMDA = Method("dualprox_rmda", partial(train_ours, optimizer="rmda"), RMDA_RATES)
 RAMDA_CONVEX = Method(

@@ -45,10 +45,11 @@ def outputs_of(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
 
 
-def example_of(batch: Batch) -> ExampleInput:
-    """The first two examples of a batch's inputs, on the CPU."""
+def example_of(batch: Batch, model: nn.Module) -> ExampleInput:
+    """The first two examples of a batch's inputs, where the model is."""
+    device = next(model.parameters()).device
 
     def first(tensor: Tensor) -> Tensor:
-        return tensor[:2].detach().cpu() if tensor.dim() else tensor
+        return (tensor[:2].detach() if tensor.dim() else tensor).to(device)
 
     return pytree.tree_map_only(torch.Tensor, first, split_of(batch)[0])

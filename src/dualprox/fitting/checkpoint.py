@@ -1,10 +1,12 @@
 """A fit on disk."""
 
 import contextlib
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..files import load_tensors, write_atomically
@@ -62,13 +64,22 @@ def _has_state(loader: Any) -> bool:
 
 
 def rng() -> dict[str, Any]:
-    """Torch's random states, of the CPU and of the CUDA devices that are in use."""
+    """The random states of Python, numpy and torch, of the CPU and the CUDA devices in use."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": cuda,
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+    }
 
 
 def set_rng(state: dict[str, Any]) -> None:
     """Go back to `rng`; on a machine with other devices only what both have."""
     torch.set_rng_state(state["cpu"])
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     for number, own in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(own, number)

@@ -15,7 +15,7 @@ from ..penalties.low_rank import SpectralPenalty
 from ..shrinking.inputs import ExampleInput
 from .batches import Batch, Loss, example_of
 from .checkpoint import load, reading
-from .result import Fit, Watch, choose
+from .result import Fit, Watch, choose, search_share
 from .stages import Fitting
 from .target import TargetSize
 
@@ -120,6 +120,10 @@ def fit(
     require(optimizer in known, "optimizer", "'ramda', 'rmda' or None", optimizer)
     ok = search is None or (is_real(search) and 0 < search <= 1)
     require(ok, "search", "a share in (0, 1]", search)
+    until_cut = search_share(search, refit)
+    ok = warmup is None or (is_real(warmup) and 0 <= warmup < until_cut)
+    rule = f"in [0, {until_cut:g}), where search ends"
+    require(ok, "warmup", rule, warmup)
     kinds = (None, "sgd", "adamw")
     require(refit_optimizer in kinds, "refit_optimizer", "'sgd', 'adamw' or None", refit_optimizer)
     for name, value in (("refit_lr", refit_lr), ("weight_decay", weight_decay)):
@@ -139,7 +143,7 @@ def fit(
         )
     steps_per_epoch = _count(loader)
     if example_input is None:
-        example_input = example_of(next(iter(loader)))
+        example_input = example_of(next(iter(loader)), model)
     assert example_input is not None
     groups = _groups(model, penalty, example_input, select_inputs)
     low_rank = _is_low_rank(groups)

@@ -111,6 +111,13 @@ class Fit:
     notes: list[str] = field(default_factory=list)
 
 
+def search_share(search: float | None, refit: bool) -> float:
+    """The share of the epochs until the structure is fixed; without a refit all of them."""
+    if not refit:
+        return 1.0
+    return 0.5 if search is None else search
+
+
 def choose(
     optimizer: str,
     model: nn.Module,
@@ -129,8 +136,7 @@ def choose(
     clip: float | None,
 ) -> Choices:
     """Fill in what the caller left open; docs/fit.md says where the numbers come from."""
-    share = search if search is not None else (0.5 if refit else 1.0)
-    until_cut = epochs * share if refit else float(epochs)
+    until_cut = epochs * search_share(search, refit)
     warm = epochs * warmup if warmup is not None else 0.6 * until_cut
     hold = 0.1 * (until_cut - warm)
     chosen = refit_optimizer or ("adamw" if optimizer == "ramda" else "sgd")

@@ -288,7 +288,15 @@ class Fitting:
 
     def _wish(self) -> dict[str, Any]:
         """What two parts of one fit must have in common."""
-        target = {"measure": self.target.measure, "target": self.target.value}
+        target = {
+            "measure": self.target.measure,
+            "target": self.target.value,
+            "at_least": dict(self.target.at_least),
+            "at_most": dict(self.target.at_most),
+            "tolerance": self.target.tolerance,
+            "batch_size": self.target.batch_size,
+            "select_inputs": self.control.select_inputs,
+        }
         length = {"epochs": self.epochs, "steps_per_epoch": self.steps_per_epoch}
         return {**target, **length, **vars(self.plan), "round_to": self.round_to}
 

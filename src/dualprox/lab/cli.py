@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -194,29 +195,29 @@ def _train(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
 
         def begin() -> Path:
-            folder = args.out if args.out is not None else console.fresh_folder(run.recipe)
-            stack.enter_context(console.nothing_left_in(folder))
-            _begin(run, folder, args.out is not None)
-            return folder
+            work = functools.partial(_begin, run, is_named=args.out is not None)
+            return stack.enter_context(console.begun(args.out, run.recipe, work))
 
         return _finish(ranks.from_first(begin))
 
 
-def _begin(run: Run, folder: Path, is_named: bool) -> None:
-    """Make a run folder, unless torchrun's processes had made it before it restarted them."""
-    from .folders import RunFolderError, mark_launch, marked_launch
+def _begin(run: Run, folder: Path, is_named: bool) -> bool:
+    """Make a run folder, unless torchrun's processes had made it before it restarted them.
+
+    Returns:
+        Whether it was made.
+    """
+    from .folders import mark_launch, marked_launch
     from .train import start
 
     if ranks.has_restarted() and is_named and marked_launch(folder) == ranks.launch():
-        return
+        return False
     if ranks.may_restart() and not is_named:
         raise UsageError("--max-restarts needs --out DIR, where restarted processes find the run")
-    try:
-        start(run, folder)
-        if ranks.may_restart():
-            mark_launch(folder, ranks.launch())
-    except (RunFolderError, OSError, ValueError) as error:
-        raise UsageError(str(error)) from None
+    start(run, folder)
+    if ranks.may_restart():
+        mark_launch(folder, ranks.launch())
+    return True
 
 
 def _finish(folder: Path) -> int:

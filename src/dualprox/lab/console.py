@@ -55,14 +55,6 @@ def recipe_named(name: str) -> Run:
     return RECIPES[name]()
 
 
-def fresh_folder(name: str) -> Path:
-    """The first of runs/NAME-1, runs/NAME-2, ... that is not there."""
-    number = 1
-    while (folder := Path("runs") / f"{name}-{number}").exists():
-        number += 1
-    return folder
-
-
 def print_caveat(run: Run) -> None:
     """Say, before any figure, what its data set lacks, or that its files are gone."""
     try:
@@ -74,22 +66,60 @@ def print_caveat(run: Run) -> None:
 
 
 @contextlib.contextmanager
-def nothing_left_in(folder: Path) -> Iterator[None]:
-    """Take away again what is made in an empty folder, or that folder, if the work is refused.
+def begun(out: Path | None, name: str, begin: Callable[[Path], bool | None]) -> Iterator[Path]:
+    """A folder for new work: `out`, or the first of runs/NAME-1, runs/NAME-2, ... that is free.
 
-    From the first epoch on it stays, and can go on when the reason is gone.
+    If the work is refused, what `begin` made in an empty folder is taken away again, and so is the
+    folder, if it was made here. From the first epoch on it stays, and can go on when the reason is
+    gone. What another process has made stays in any case.
+
+    Args:
+        out: the folder, if one was named.
+        name: of the folder otherwise.
+        begin: makes the folder's content, and returns False if there was some before; or raises
+            ValueError, OSError or RunFolderError.
+
+    Raises:
+        UsageError: what `begin` raised.
     """
-    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
-    was_empty = bool(made) or (folder.is_dir() and not any(folder.iterdir()))
+    from .folders import RunFolderError
+
+    folder, made = _claimed(name) if out is None else (out, _missing(out))
+    is_ours = False
     try:
-        yield
+        try:
+            is_ours = begin(folder) is not False
+        except (ValueError, OSError, RunFolderError) as error:
+            raise UsageError(str(error)) from None
+        yield folder
     except UsageError:
-        if was_empty and folder.is_dir() and not any(folder.rglob("metrics.jsonl")):
+        if is_ours and not any(folder.rglob("metrics.jsonl")):
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with contextlib.suppress(OSError):  # those that are not empty stay
             for path in made:
                 path.rmdir()
         raise
+
+
+def _claimed(name: str) -> tuple[Path, list[Path]]:
+    """The first folder runs/NAME-N that is free, now made, and what was made with it."""
+    number = 1
+    while True:
+        folder = Path("runs") / f"{name}-{number}"
+        made = _missing(folder)
+        try:
+            folder.mkdir(parents=True)
+            return folder, made
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UsageError(str(error)) from None
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folder and its parents, as far as they are not there."""
+    return [path for path in (folder, *folder.parents) if not os.path.exists(path)]
 
 
 def exit_code(work: Callable[[], int], advice: str) -> int:

@@ -1,6 +1,7 @@
 """`dualprox fit`: arguments, and what is printed."""
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,6 @@ def add_fit(commands: Any) -> None:
 def _fit(args: argparse.Namespace) -> int:
     require_extras()
     from .fit_run import begin, fit_run
-    from .folders import RunFolderError
 
     if args.resume is not None:
         given = [getattr(args, name) for name in _NAMED]
@@ -82,12 +82,12 @@ def _fit(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None:
             settings.append(f"{name}={getattr(args, name)}")
     recipe = console.recipe_named(args.recipe)
-    folder = args.out or console.fresh_folder(f"{recipe.recipe}-fit")
-    with console.nothing_left_in(folder):
-        try:
-            begin(fit_run(recipe, settings, _target(args), args.select_inputs), folder)
-        except (ValueError, OSError, RunFolderError) as error:
-            raise UsageError(str(error)) from None
+    try:
+        wish = fit_run(recipe, settings, _target(args), args.select_inputs)
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from None
+    name = f"{recipe.recipe}-fit"
+    with console.begun(args.out, name, functools.partial(begin, wish)) as folder:
         return _finish(folder)
 
 

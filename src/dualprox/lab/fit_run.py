@@ -17,7 +17,7 @@ from ..fitting import checkpoint
 from ..fitting.result import Progress
 from ..kinds import check_kinds
 from . import data, settings
-from .folders import RunFolderError, alone, made_by, read_config, require_empty
+from .folders import RunFolderError, alone, made_by, make, read_config
 from .networks import can_shrink, example_input, make_model
 from .settings import Run, with_settings
 from .slim import summary_of, write_slim
@@ -135,9 +135,7 @@ def begin(wish: FitRun, folder: Path) -> None:
     Raises:
         RunFolderError: the folder holds something already.
     """
-    require_empty(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", wish.to_json())
+    make(folder, wish.to_json())
 
 
 def read_fit(folder: Path) -> FitRun:
@@ -198,13 +196,17 @@ def _go(wish: FitRun, folder: Path, show: Callable[[dict[str, Any]], None]) -> d
     def watch(now: Progress) -> None:
         row = {name: value for name, value in vars(now).items() if name != "model"}
         row |= evaluate(now.model, split)
-        append_json_line(folder / "metrics.jsonl", row)
+        append_json_line(metrics, row)
         show(row)
 
     remove_leftovers(folder)
     done = checkpoint.load(kept)["epoch"] if kept.exists() else 0
-    cut_lines(folder / "metrics.jsonl", done)
-    for row in read_json_lines(folder / "metrics.jsonl")[-1:]:
+    metrics = folder / "metrics.jsonl"
+    cut_lines(metrics, done)
+    known = read_json_lines(metrics)
+    if len(known) < done:
+        raise RunFolderError(f"{metrics} has {len(known)} epochs, the checkpoint beside it {done}")
+    for row in known[-1:]:
         show(row)
     found = dp.fit(
         model,

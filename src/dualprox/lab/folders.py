@@ -26,23 +26,35 @@ class RunFolderError(Exception):
     """A folder that is not a run, or not one that can go on."""
 
 
-def require_empty(folder: Path) -> None:
-    """Raise RunFolderError if the folder holds something, leftovers of killed processes aside."""
-    remove_leftovers(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise RunFolderError(
-            f"{folder} is not empty; continue it with --resume {folder} or choose another --out"
-        )
+def make(folder: Path, config: dict[str, Any]) -> None:
+    """Make a run folder with its config.json; of processes that begin it at once one succeeds.
+
+    Raises:
+        RunFolderError: the folder holds something already.
+    """
+    advice = f"continue it with --resume {folder} or choose another --out"
+    if (folder / "config.json").exists():  # whoever trains there keeps it locked
+        raise RunFolderError(f"{folder} is not empty; {advice}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder, wait=True):
+        remove_leftovers(folder)
+        if any(folder.iterdir()):
+            raise RunFolderError(f"{folder} is not empty; {advice}")
+        write_json(folder / "config.json", config)
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in a folder; the system forgets it when this one ends.
+def alone(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep other processes from writing in a folder; the system forgets it when this one ends.
 
     Does nothing on Windows and on file systems without locks.
 
+    Args:
+        folder: it.
+        wait: for them, which is for moments only.
+
     Raises:
-        RunFolderError: another process trains there.
+        RunFolderError: another process trains there, and there is no waiting.
     """
     if fcntl is None:
         yield
@@ -53,7 +65,7 @@ def alone(folder: Path) -> Iterator[None]:
         raise RunFolderError(f"{folder} is not a run folder: {error.strerror}") from None
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise RunFolderError(f"another process is training in {folder}") from None
         except OSError:

@@ -16,11 +16,10 @@ from ..files import (
     read_json_lines,
     remove_leftovers,
     write_atomically,
-    write_json,
 )
 from . import checkpoints, data, interrupts, ranks, settings
 from .finite import require_finite
-from .folders import START, RunFolderError, alone, read_run, reading, require_empty
+from .folders import START, RunFolderError, alone, make, read_run, reading
 from .networks import can_shrink, make_model
 from .optimizers import make_optimizer
 from .recipes import RECIPES
@@ -73,9 +72,7 @@ def start(run: Run, folder: Path) -> None:
     Raises:
         RunFolderError: the folder holds something already.
     """
-    require_empty(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", settings.to_json(run))
+    make(folder, settings.to_json(run))
 
 
 def go_on_dense(run: Run, folder: Path, progress: Progress) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,6 @@ def seeds_of(text: str | None) -> list[int]:
 
 def _reproduce(args: argparse.Namespace) -> int:
     require_extras()
-    from ..folders import RunFolderError
     from .reproduce import begin, plan
 
     table = table_named(args.table)
@@ -127,11 +127,7 @@ def _reproduce(args: argparse.Namespace) -> int:
             _write([folder], folder)
         return 1 if failed else 0
 
-    with console.nothing_left_in(folder):
-        try:
-            begin(table, jobs, folder)
-        except (ValueError, RunFolderError, OSError) as error:
-            raise UsageError(str(error)) from None
+    with console.begun(folder, table.name, functools.partial(begin, table, jobs)):
         return console.exit_code(work, f"{folder} goes on with the same command")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ...checks import require
 from ...files import write_json
 from .. import checkpoints
-from ..folders import RunFolderError, made_by, read_config, read_run
+from ..folders import RunFolderError, alone, made_by, read_config, read_run
 from ..report import write_report
 from ..settings import Run, differences, scaled_milestones, with_settings
 from ..specs import ProxAdamwSpec, RamdaSpec
@@ -135,14 +135,24 @@ def plan(
     return jobs
 
 
-def begin(table: Table, jobs: Sequence[Job], folder: Path) -> None:
+def begin(table: Table, jobs: Sequence[Job], folder: Path) -> bool:
     """Make the folder of a table, or add runs to it; its config.json lists them and their changes.
+
+    Returns:
+        Whether there was nothing in it before.
 
     Raises:
         RunFolderError: the folder holds something else, or other runs under the same names.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder, wait=True):
+        return _begin(table, jobs, folder)
+
+
+def _begin(table: Table, jobs: Sequence[Job], folder: Path) -> bool:
+    was_empty = not any(folder.iterdir())
     runs: dict[str, Any] = {}
-    if folder.exists() and any(folder.iterdir()):
+    if not was_empty:
         if made_by(folder) != "reproduce" or read_config(folder).get("table") != table.name:
             raise RunFolderError(f"{folder} was not made for {table.name}: choose another --out")
         runs = read_config(folder).get("runs", {})
@@ -154,8 +164,8 @@ def begin(table: Table, jobs: Sequence[Job], folder: Path) -> None:
             told = ", ".join(f"{name}={old}, not {new}" for name, (new, old) in pairs.items())
             raise RunFolderError(f"{job.folder} has {told}: choose another --out")
         runs[job.folder.name] = {"changed": changes(job.run, job.row.run)}
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", {"command": "reproduce", "table": table.name, "runs": runs})
+    return was_empty
 
 
 def carry_out(job: Job, progress: Progress) -> None:

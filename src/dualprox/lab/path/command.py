@@ -1,6 +1,7 @@
 """`dualprox path`: arguments, and what is printed."""
 
 import argparse
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,6 @@ def add_path(commands: Any) -> None:
 def _path(args: argparse.Namespace) -> int:
     require_extras()
     from ..data import DataError
-    from ..folders import RunFolderError
     from ..train import check
     from .sweep import Sweep, begin, log_spaced, natural_strength
 
@@ -106,12 +106,8 @@ def _path(args: argparse.Namespace) -> int:
         sweep = replace(sweep, strength_max=natural_strength(run))
     except (ValueError, DataError, OSError) as error:
         raise UsageError(str(error)) from None
-    folder = args.out or console.fresh_folder(f"{run.recipe}-path")
-    with console.nothing_left_in(folder):
-        try:
-            begin(sweep, folder)
-        except (ValueError, RunFolderError, OSError) as error:
-            raise UsageError(str(error)) from None
+    name = f"{run.recipe}-path"
+    with console.begun(args.out, name, functools.partial(begin, sweep)) as folder:
         return _finish(folder)
 
 

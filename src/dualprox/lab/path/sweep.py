@@ -22,7 +22,7 @@ from ...files import (
 from ...kinds import check_kinds
 from .. import settings
 from ..finite import Finite
-from ..folders import START, RunFolderError, alone, made_by, read_config, reading, require_empty
+from ..folders import START, RunFolderError, alone, made_by, make, read_config, reading
 from ..networks import can_shrink, make_model
 from ..optimizers import make_groups
 from ..recipes import RECIPES
@@ -144,9 +144,7 @@ def begin(sweep: Sweep, folder: Path) -> None:
     Raises:
         RunFolderError: the folder holds something already.
     """
-    require_empty(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", to_json(sweep))
+    make(folder, to_json(sweep))
 
 
 def to_json(sweep: Sweep) -> dict[str, Any]:
