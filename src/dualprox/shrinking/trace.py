@@ -17,7 +17,7 @@ from torch.export.graph_signature import InputKind
 from torch.nn.modules.conv import _ConvNd
 
 from .inputs import Inputs
-from .operations import COPIES, is_known
+from .operations import CASTS, COPIES, is_known
 from .select_linear import SelectLinear
 
 
@@ -73,7 +73,7 @@ class Trace:
         for node in reversed(self.graph.nodes):
             if node.op != "call_function":
                 continue
-            if operator(node) in COPIES:
+            if _changes_nothing(node):
                 source = node.args[0]
                 assert isinstance(source, fx.Node)
                 node.replace_all_uses_with(source)
@@ -122,6 +122,17 @@ def _needs_decomposing(node: fx.Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
         return True
     return node.target._can_decompose() and not is_known(operator(node))
+
+
+def _changes_nothing(node: fx.Node) -> bool:
+    """Whether the result is what the node reads: a copy, a cast to the dtype that it has."""
+    if operator(node) not in CASTS:
+        return operator(node) in COPIES
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    before, after = source.meta["val"], node.meta["val"]
+    alike = before.dtype == after.dtype and before.device == after.device
+    return alike and not is_random(node)
 
 
 def shapes_of(node: fx.Node) -> list[tuple[int, ...] | None]:
