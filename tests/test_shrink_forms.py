@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn import Linear, ReLU, Sequential
 
 import dualprox as dp
-from shrinking import WIDTH, kill, shrunk
+from shrinking import DEAD, WIDTH, Between, kill, shrunk
 
 
 class CastLinear(Linear):
@@ -29,3 +30,30 @@ def test_parameters_keep_their_names_behind_a_cast_to_their_own_dtype():
     assert (row.name, row.dead, row.removed) == ("2", 3, 3)
     slim = dp.shrink(model, torch.randn(3, 4), round_to=2, lossy=True, latency=False)
     assert slim[0].out_features == 2
+
+
+CUTS = {
+    "chunk": lambda x: x.chunk(2, 1),
+    "split": lambda x: x.split(x.shape[1] // 2, 1),
+    "tensor_split into parts": lambda x: x.tensor_split(2, 1),
+    "tensor_split at indices": lambda x: x.tensor_split([x.shape[1] // 2], 1),
+    "slices": lambda x: (x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]),
+}
+
+
+class Gated(Between):
+    """Its first layer makes values and gates, which `cut` takes apart."""
+
+    def __init__(self, cut):
+        super().__init__()
+        self.first, self.cut = Linear(4, 2 * WIDTH), [cut]
+
+    def between(self, x):
+        values, gates = self.cut[0](x)
+        return values * gates.sigmoid()
+
+
+@pytest.mark.parametrize("form", CUTS)
+def test_halves_lose_the_same_however_they_are_cut(form):
+    slim = shrunk(Gated(CUTS[form]), torch.randn(3, 4))
+    assert slim.first.out_features == 2 * (WIDTH - len(DEAD))

@@ -121,6 +121,8 @@ def _needs_decomposing(node: fx.Node) -> bool:
         return False
     if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
         return True
+    if node.target is torch.ops.aten.tensor_split.indices:
+        return True  # into slices: the places to cut at are indices, not lengths
     return node.target._can_decompose() and not is_known(operator(node))
 
 
