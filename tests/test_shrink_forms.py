@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.nn import Linear, ReLU, Sequential
 
 import dualprox as dp
@@ -57,3 +58,34 @@ class Gated(Between):
 def test_halves_lose_the_same_however_they_are_cut(form):
     slim = shrunk(Gated(CUTS[form]), torch.randn(3, 4))
     assert slim.first.out_features == 2 * (WIDTH - len(DEAD))
+
+
+class GatedWithWidth(Gated):
+    """Remembers the width of a half."""
+
+    def __init__(self, cut):
+        super().__init__(cut)
+        self.width = WIDTH
+
+    def between(self, x):
+        return super().between(x) + x.new_ones(self.width)
+
+
+@pytest.mark.parametrize("form", ["chunk", "split", "tensor_split into parts"])
+def test_a_width_is_found_however_the_code_cuts(form):
+    slim = shrunk(GatedWithWidth(CUTS[form]), torch.randn(3, 4))
+    assert slim.first.out_features == 2 * slim.width == 2 * (WIDTH - len(DEAD))
+
+
+@pytest.mark.parametrize("join", [lambda x: x.flatten(2), lambda x: x.view(*x.shape[:2], -1)])
+def test_a_width_is_found_however_the_code_joins(join):
+    class Pooled(Between):
+        def __init__(self):
+            super().__init__()
+            self.first, self.channels = nn.Conv2d(2, WIDTH, 3), WIDTH
+
+        def between(self, x):
+            return join(x).mean(-1) + x.new_zeros(self.channels)
+
+    slim = shrunk(Pooled(), torch.randn(3, 2, 5, 5))
+    assert slim.first.out_channels == slim.channels == WIDTH - len(DEAD)

@@ -22,7 +22,8 @@ from .values import Value
 _LENGTHS = {"size", "sizes", "shape", "split_size", "split_sizes", "normalized_shape"}
 _LENGTHS |= {"groups", "num_groups", "group", "N", "C", "HxW"}
 # Operations that cut or join axes, where a fixed length would be written.
-_CUTTING = {"view", "reshape", "unflatten", "split", "split_with_sizes", "slice", "select"}
+_CUTTING = {"view", "reshape", "flatten", "unflatten", "split", "split_with_sizes"}
+_CUTTING |= {"chunk", "unsafe_chunk", "tensor_split", "slice", "select"}
 _Difference = tuple[str, tuple[int, ...] | None]  # what is different, and in which axes
 
 

@@ -15,7 +15,8 @@ from .trace import layer_of, operator
 from .units import Removal
 from .values import Value
 
-_CUTS = ("view", "_unsafe_view", "reshape", "unflatten", "split", "split_with_sizes")
+_CUTS = {"view", "_unsafe_view", "reshape", "flatten", "unflatten"}
+_CUTS |= {"split", "split_with_sizes", "chunk", "unsafe_chunk", "tensor_split"}
 _SIZE_LIKE = re.compile(r"dim|size|width|channels|features|hidden")
 
 
