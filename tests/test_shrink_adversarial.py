@@ -52,6 +52,7 @@ def test_channels_that_code_reads_stay_with_a_reason(case):
 GOES = {
     "activations": lambda x: F.gelu(x).tanh().clamp(min=-0.5),
     "dropout": lambda x: F.dropout(x, 0.5, training=False),
+    "dropout of nothing": lambda x: F.dropout(x, 0.0, training=True),
     "in-place operations": lambda x: x.clone().mul_(2).relu_(),
     "a number for all": lambda x: x * 3 + 1,
     "a view of open shape": lambda x: x.view(x.shape[0], -1, 1).relu().flatten(1),

@@ -184,13 +184,13 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether the node draws random numbers; dropout in evaluation does not."""
+    """Whether the node draws random numbers; dropout in evaluation, or of nothing, does not."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     if torch.Tag.nondeterministic_seeded not in node.target.tags:
         return False
     given = arguments(node)
-    return bool(given.get("train", given.get("dropout_p", True)))
+    return given.get("train") is not False and given.get("dropout_p", given.get("p")) != 0
 
 
 def described(node: fx.Node) -> str:
