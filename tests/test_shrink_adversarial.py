@@ -214,6 +214,22 @@ def test_a_layer_of_ones_own_without_bias_keeps_constant_channels():
     assert shrunk(model, torch.randn(2, 4))[0].out_features == 6
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("apply", [F.linear, torch.matmul])
+def test_constants_do_not_go_into_a_bias_that_the_code_does_not_read(apply, bias):
+    class Borrowed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.layer = Linear(4, 6), Linear(6, 6, bias=bias)
+            with torch.no_grad():
+                self.first.weight[:3] = 0
+
+        def forward(self, x):
+            return apply(torch.sigmoid(self.first(x)), self.layer.weight)
+
+    assert shrunk(Borrowed(), torch.randn(3, 4)).first.out_features == 6
+
+
 class Tied(nn.Module):
     """Words in and out by one table, and a layer between."""
 

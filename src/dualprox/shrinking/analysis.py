@@ -12,7 +12,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from .operations import CASTS, HANDLERS, POINTWISE
-from .trace import Trace, described, is_random, operator, shapes_of
+from .trace import Trace, arguments, described, is_random, layer_of, operator, shapes_of
 from .units import Ids, Units, rigid
 from .values import Known, Value, pointwise
 
@@ -108,15 +108,19 @@ class Analysis:
         """The parameters and buffers that the network reads, by name."""
         return self._named
 
-    def owns_bias(self, weight: Value, bias: Value | None) -> bool:
-        """Whether weight and bias are those of one layer of torch that is applied once."""
+    def owns_bias(self, node: fx.Node, weight: Value, bias: Value | None) -> bool:
+        """Whether weight and bias are those of one layer that is applied once, by this node.
+
+        A layer of torch that has no bias can get one, if it runs the node itself.
+        """
         layer, _, leaf = weight.name.rpartition(".")
         if leaf != "weight" or self._uses.get(weight.name) != 1:
             return False
         if sum(value is weight for value in self._named.values()) > 1:
             return False  # tied
         if bias is None:
-            return layer in self.trace.may_take_bias
+            runs_it = layer_of(node) == layer and "bias" in arguments(node)
+            return runs_it and layer in self.trace.may_take_bias
         own = f"{layer}.bias".removeprefix(".")
         return bias.name == own and self._uses.get(own) == 1
 

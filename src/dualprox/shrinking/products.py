@@ -43,7 +43,7 @@ def note_product(
     constants = x.constant(axis).reshape(inputs.shape)
     live = (matrix != 0).any(-1).cpu().numpy()
     excused = constants == 0
-    own = foldable and a.fold and a.owns_bias(weight, bias)
+    own = foldable and a.fold and a.owns_bias(node, weight, bias)
     if own:
         excused = ~np.isnan(constants)
     reads = live & ~excused[:, None, :]

@@ -95,11 +95,12 @@ class Trace:
             else:
                 self.sources[node] = Source("", None)
 
-        # Layers that read a bias as soon as they have one.
+        # Layers without a bias, which read one as soon as they have it.
         self.may_take_bias = {
             name
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear | _ConvNd)
+            and module.bias is None
             and (type(module).__module__.startswith("torch.nn.") or type(module) is SelectLinear)
         }
         self.branches: dict[fx.Node, fx.GraphModule] = {}  # of `torch.cond` and its kin
