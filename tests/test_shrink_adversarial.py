@@ -36,6 +36,7 @@ STAYS = {
     "by writing into it": (lambda x: x.clone().index_fill_(1, torch.tensor([1]), 2.0), "unknown"),
     "by a scatter": (lambda x: torch.zeros(len(x), 8).index_copy(1, torch.arange(8), x), ""),
     "by its outer product": (lambda x: (x[:, :, None] @ x[:, None, :]).sum(1), "sums over it"),
+    "by a broadcast in einsum": (lambda x: torch.einsum("bd,bd->bd", x, x[:, 1:2]), "unknown"),
     "by rolling": (lambda x: x.roll(1, 1), "moves all along the axis"),
 }
 

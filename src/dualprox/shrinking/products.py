@@ -170,6 +170,8 @@ def einsum(a: Analysis, node: fx.Node, equation: str, tensors: list[Value], **__
         for axis, letter in enumerate(term):
             found.setdefault(letter, []).append((tensor, axis))
     assert set(found) <= set(string.ascii_letters)
+    if any(len({tensor.shape[axis] for tensor, axis in places}) > 1 for places in found.values()):
+        return a.opaque(node)  # an axis of length one is repeated
     for letter, places in found.items():
         first, axis = places[0]
         for other, at in places[1:]:
