@@ -37,6 +37,7 @@ STAYS = {
     "by a scatter": (lambda x: torch.zeros(len(x), 8).index_copy(1, torch.arange(8), x), ""),
     "by its outer product": (lambda x: (x[:, :, None] @ x[:, None, :]).sum(1), "sums over it"),
     "by a broadcast in einsum": (lambda x: torch.einsum("bd,bd->bd", x, x[:, 1:2]), "unknown"),
+    "by a shift": (lambda x: F.pad(x, (1, -1)), ""),
     "by rolling": (lambda x: x.roll(1, 1), "moves all along the axis"),
 }
 

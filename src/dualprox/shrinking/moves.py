@@ -338,14 +338,15 @@ def flip(a: Analysis, node: fx.Node, x: Value, dims: list[int]) -> Value:
 def pad(
     a: Analysis, node: fx.Node, x: Value, amounts: list[int], mode: Any = "", value: Any = None
 ) -> Value:
-    """More indices at the ends of the last axes."""
+    """More indices at the ends of the last axes, or fewer; as many, moved along, if both."""
     shape = shapes_of(node)[0]
     assert shape is not None
     ids = list(x.ids)
-    for axis in range(len(shape)):
-        if shape[axis] != x.shape[axis]:
-            a.pin(x, f"{described(node)} pads its axis", [axis])
-            ids[axis] = rigid(shape[axis])
+    pairs = zip(amounts[::2], amounts[1::2], strict=True)  # from the last axis on
+    padded = [len(shape) - 1 - place for place, ends in enumerate(pairs) if any(ends)]
+    for axis in padded:
+        a.pin(x, f"{described(node)} pads its axis", [axis])
+        ids[axis] = rigid(shape[axis])
     filled = 0.0
     if not isinstance(mode, str):  # constant_pad_nd(x, amounts, value)
         filled = float(mode or 0.0)
@@ -355,7 +356,6 @@ def pad(
         filled = None
     known = x.known
     if known is not None:
-        padded = [i for i in range(len(shape)) if shape[i] != x.shape[i]]
         if any(known.mask.shape[i] > 1 for i in padded):
             known = None
         elif filled is not None:
