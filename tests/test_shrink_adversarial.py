@@ -196,6 +196,15 @@ def test_constants_do_not_go_through_a_padded_border():
     assert shrunk(model, torch.randn(2, 2, 5, 5))[0].out_channels == 4
 
 
+def test_a_pool_that_sums_keeps_zeros_alone():
+    pool = nn.AvgPool2d(2, divisor_override=1)
+    model: Any = Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), pool, nn.Conv2d(4, 3, 1))
+    with torch.no_grad():
+        model[0].weight[:2] = 0
+        model[0].bias[:2] = torch.tensor([1.0, -1.0])
+    assert shrunk(model, torch.randn(2, 2, 4, 4))[0].out_channels == 3
+
+
 def test_constants_go_into_a_bias_that_the_layer_did_not_have():
     model: Any = Sequential(Linear(4, 6), nn.Sigmoid(), Linear(6, 3, bias=False))
     with torch.no_grad():

@@ -8,7 +8,7 @@ from torch import fx
 
 from .analysis import Analysis
 from .operations import handles
-from .trace import described, shapes_of
+from .trace import arguments, described, shapes_of
 from .units import rigid
 from .values import Known, Value, along
 
@@ -186,11 +186,12 @@ def _space(node: fx.Node) -> int:
 
 
 def _pooled(node: fx.Node, x: Value, keep: int, rest: tuple[Any, ...]) -> Known | None:
-    """A constant channel stays one, unless zeros around it are averaged in."""
+    """A constant channel stays one, unless it is averaged with zeros around it, or scaled."""
     if x.known is None or any(n > 1 for n in x.known.mask.shape[keep:]):
         return None
     padding = rest[2] if len(rest) > 2 and "avg_pool" in str(node.target) else 0
-    if "adaptive" not in str(node.target) and np.any(padding):
+    scaled = arguments(node).get("divisor_override") is not None
+    if scaled or ("adaptive" not in str(node.target) and np.any(padding)):
         return Known(x.known.mask & (x.known.value == 0), x.known.value).checked()
     return (
         x.known if "upsample" not in str(node.target) or "cubic" not in str(node.target) else None
