@@ -107,6 +107,20 @@ def test_control_flow_that_depends_on_data_is_refused_with_the_cause():
         dp.shrink(Branch(), torch.randn(3, 4), latency=False)
 
 
+@pytest.mark.parametrize(
+    ("function", "operation"),
+    [
+        (lambda x: x * torch.where(x > 0)[0].sum(), "where"),
+        (lambda x: x + x[x > 0].sum(), "index"),
+        (lambda x: x + torch.masked_select(x, x > 0).mean(), "masked_select"),
+        (lambda x: x[torch.nonzero(x.sum(1) > 0).flatten()], "nonzero"),
+    ],
+)
+def test_shapes_that_depend_on_data_are_refused_by_name(function, operation):
+    with pytest.raises(dp.ShrinkError, match=rf"depend on data: .*\({operation}\)"):
+        dp.shrink(Method(function), torch.randn(3, 4), latency=False)
+
+
 def test_control_flow_that_the_graph_can_hold_keeps_its_channels():
     class Cond(Between):
         def between(self, x):

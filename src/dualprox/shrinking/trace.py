@@ -46,7 +46,8 @@ class Trace:
         inputs: of the run.
 
     Raises:
-        ShrinkError: torch.export cannot follow the network; the cause says where.
+        ShrinkError: torch.export cannot follow the network; the cause says where. Or a tensor's
+            shape depends on numbers in other tensors; the message names what makes it.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
@@ -79,6 +80,13 @@ class Trace:
                 node.replace_all_uses_with(source)
             if not node.users:
                 self.graph.erase_node(node)
+        for node in self.calls:
+            try:
+                shapes_of(node)
+            except RuntimeError as error:  # torch knows no length
+                raise ShrinkError(
+                    f"{type(model).__name__} has shapes that depend on data: {described(node)}"
+                ) from error
         self.sources: dict[fx.Node, Source] = {}
         specs = exported.graph_signature.input_specs
         placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
