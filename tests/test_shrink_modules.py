@@ -7,9 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Linear, ReLU, Sequential
 
 import dualprox as dp
+from dualprox.shrinking.couple import couplings
+from dualprox.shrinking.inputs import Inputs
+from dualprox.shrinking.values import Known
 from shrinking import WIDTH, Between, Method, kill, shrunk, why
 
 
@@ -48,6 +52,43 @@ def test_sizes_in_attributes_are_found_or_the_channels_stay(view, left):
 def test_other_dtypes(dtype):
     slim = shrunk(Between().to(dtype), torch.randn(3, 4, dtype=dtype))
     assert slim.first.weight.shape == (4, 4) and slim.first.weight.dtype == dtype
+
+
+ON_A_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+class Constants(Between):
+    """Facts about channels meet parameters and buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.rand(WIDTH)), nn.Buffer(torch.rand(WIDTH))
+        self.last.reset_parameters()
+        kill(self.last, (4,))
+        with torch.no_grad():
+            self.first.weight[:3] = 0
+
+    def between(self, x):
+        return (torch.sigmoid(x) * self.scale + self.shift).relu()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_A_GPU)])
+def test_networks_on_every_device(device):
+    model, example = Constants().to(device), torch.randn(3, 4, device=device)
+    slim: Any = shrunk(model, example)
+    assert slim.first.out_features == 4 and slim.shift.device.type == device
+    slim = dp.shrink(model, example, round_to=3, lossy=True, latency=False)
+    assert slim.first.out_features == 3
+    assert len(couplings(model, Inputs.of(example)).sets) == 1
+
+
+def test_facts_about_a_tensor_of_a_gpu_lie_on_the_cpu():
+    with FakeTensorMode():
+        facts = Known.all(torch.ones(3, device="cuda"))
+    assert facts.mask.device.type == facts.value.device.type == "cpu"
 
 
 def test_a_model_in_training_stays_in_training_and_dropout_stays():

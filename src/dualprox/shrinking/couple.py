@@ -274,7 +274,8 @@ def _refused(
         for reader in readers.values():
             view = reader.slices.view(params[reader.name])
             inner = reader.slices.inner(view)
-            dead = torch.tensor([g >= 0 and g % 2 == parity for g in reader.groups])
+            gone = [g >= 0 and g % 2 == parity for g in reader.groups]
+            dead = torch.tensor(gone, device=view.device)
             shape = [1 if i in inner else n for i, n in enumerate(view.shape)]
             view.masked_fill_(dead.reshape(shape), 0.0)
     compact = Compaction(dense, inputs, fold=False, trace=trace)

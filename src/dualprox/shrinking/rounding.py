@@ -83,7 +83,7 @@ def _cut_off(found: Compaction, network: nn.Module, units: set[int]) -> None:
             name = product.weight.name
             if name not in params:
                 continue
-            gone = torch.from_numpy(dead[roots[product.inputs]])
+            gone = torch.from_numpy(dead[roots[product.inputs]]).to(params[name].device)
             for axis, ids in enumerate(product.weight.ids):
                 if len(product.inputs) == 1 and np.array_equal(
                     roots[ids], roots[product.inputs[0]]

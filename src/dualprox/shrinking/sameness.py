@@ -165,7 +165,8 @@ def _first_difference(slim: nn.Module, inputs: Inputs, analysis: Analysis, remov
         if not isinstance(value, Value) or not isinstance(found, Tensor):
             continue
         for axis, ids in enumerate(value.ids):
-            found = found.index_select(axis, torch.from_numpy(removal.kept(ids)))
+            kept = torch.from_numpy(removal.kept(ids)).to(found.device)
+            found = found.index_select(axis, kept)
         rest = small.results[other.name]
         if found.shape != rest.shape or largest_difference([found], [rest]) > _allowed([found]):
             return described(node)

@@ -18,7 +18,8 @@ class Known:
     Args:
         mask: bool, which entries are known; each axis has the tensor's length, or length one where
             all along it are alike.
-        value: their values, of the mask's shape; meaningless elsewhere. Floats are float64.
+        value: their values, of the mask's shape; meaningless elsewhere. Floats are float64. Both
+            lie on the CPU, wherever the network does.
     """
 
     mask: Tensor
@@ -27,7 +28,7 @@ class Known:
     @staticmethod
     def all(value: Tensor) -> "Known":
         """Every entry is known."""
-        value = value.detach()
+        value = value.detach().cpu()
         value = value.double() if value.is_floating_point() else value
         return Known(torch.ones_like(value, dtype=torch.bool), value)
 
