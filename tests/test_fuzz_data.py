@@ -316,3 +316,10 @@ def test_a_pickle_that_runs_would_be_seen(tmp_path):
 def test_an_array_is_asked_for_its_size_before_there_is_room_for_it(shape):
     with pytest.raises(ValueError, match=r"an array of shape .* takes -?\d+ bytes, got 14"):
         array_of(header(shape) + bytes(14))
+
+
+def test_letters_that_python_does_not_have_are_refused():
+    letters = header("(1,)", "<U2") + (97).to_bytes(4, "little")
+    assert array_of(letters + (0x10FFFF).to_bytes(4, "little")) == ["a\U0010ffff"]
+    with pytest.raises(ValueError, match="letters must be at most 0x10ffff, got 0x110000"):
+        array_of(letters + (0x110000).to_bytes(4, "little"))

@@ -181,6 +181,15 @@ def test_a_damaged_folder_is_refused_and_left_as_it_is(damage, message, tmp_path
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
+def test_a_damaged_summary_is_not_shown(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(["train", "--out", str(folder), *SHORT]) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "params_dense": {}}))
+    assert main(["show", str(folder)]) == 2
+    assert "summary.json is damaged: TypeError" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU keeps subnormal numbers")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_subnormal_numbers_of_dead_groups_do_not_slow_a_run_down(threads):

@@ -255,8 +255,7 @@ def _print_summary(folder: Path, run: Run) -> None:
 
     summary = read_json(folder / "summary.json")
     with reading(folder / "summary.json"):
-        lines = list(rows(summary))
-    console.print_summary(f"{run.recipe}, seed {run.seed}", lines, folder)
+        console.print_summary(f"{run.recipe}, seed {run.seed}", rows(summary), folder)
 
 
 def _shrink(args: argparse.Namespace) -> int:
@@ -316,37 +315,40 @@ def _show(args: argparse.Namespace) -> int:
     there = os.path.exists(folder)
     if not there and _show_named(args.what):
         return 0
-    from .folders import RunFolderError, made_by, read_run, reading
+    from .folders import RunFolderError, made_by, reading
 
     shows = {"path": show_path, "fit": show_fit, "reproduce": show_reproduced}
     try:
         command = made_by(folder)
-        if command is not None:
+        if command is None:
+            _show_run(folder)
+        else:
             require_extras()
             with reading(folder):
                 shows[command](folder)
-            return 0
-        run = read_run(folder)
     except RunFolderError as error:
         if there:
             raise UsageError(str(error)) from None
         raise UsageError(f"{args.what!r} is neither a run folder nor a recipe or table") from None
+    return 0
+
+
+def _show_run(folder: Path) -> None:
+    """Print the settings of a run, and what it came to, or how far it is."""
+    from .folders import read_run, reading
+
+    run = read_run(folder)
     print(json.dumps(to_json(run), indent=2))
     if (folder / "summary.json").exists():
         require_extras()
         _print_summary(folder, run)
-        return 0
+        return
     metrics = read_json_lines(folder / "metrics.jsonl")
     if metrics:
         console.print_caveat(run)
-        try:
-            with reading(folder / "metrics.jsonl"):
-                line = console.live(metrics[-1])
-        except RunFolderError as error:
-            raise UsageError(str(error)) from None
-        print(line)
+        with reading(folder / "metrics.jsonl"):
+            print(console.live(metrics[-1]))
     print(
         f"unfinished, {len(metrics)} of {run.epochs} epochs; go on with: "
         f"dualprox train --resume {folder}"
     )
-    return 0

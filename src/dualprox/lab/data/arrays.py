@@ -2,6 +2,7 @@
 
 import io
 import math
+import sys
 import zipfile
 from pathlib import Path
 
@@ -57,4 +58,9 @@ def array_of(content: bytes) -> np.ndarray:
             f"an array of shape {shape} takes {size} bytes, got {len(content) - file.tell()}"
         )
     file.seek(0)
-    return np.load(file, allow_pickle=False)
+    array = np.load(file, allow_pickle=False)
+    if dtype.kind == "U":
+        letters = np.frombuffer(array.tobytes(), np.dtype("u4").newbyteorder(dtype.byteorder))
+        if letters.max(initial=0) > sys.maxunicode:  # numpy makes texts of them that Python denies
+            raise ValueError(f"letters must be at most {sys.maxunicode:#x}, got {letters.max():#x}")
+    return array

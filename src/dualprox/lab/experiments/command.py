@@ -180,9 +180,10 @@ def _write(folders: list[Path], out: Path, optimum: bool = False) -> None:
     if optimum:
         found = [beside_optimum(comparison, out, print) for comparison in comparisons]
         comparisons += [comparison for comparison in found if comparison is not None]
-    write_report(comparisons, out)
-    for comparison in comparisons:
-        _print(comparison.table, comparison.cells(), comparison.notes())
+    with reading(folders[0]):
+        write_report(comparisons, out)
+        for comparison in comparisons:
+            _print(comparison.table, comparison.cells(), comparison.notes())
     print(f"report: {out / 'report.html'}")
 
 

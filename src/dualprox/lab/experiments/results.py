@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...checks import is_real
 from ...files import read_json, read_json_lines
 from ..folders import RunFolderError, made_by, read_config, read_run
 from ..recipes import RECIPES
@@ -159,18 +160,20 @@ def read_result(folder: Path, table: str | None) -> Result | None:
     """The result of a run folder; None before it is finished.
 
     Raises:
-        RunFolderError: it is no run folder.
+        RunFolderError: it is no run folder, or a damaged one.
     """
     run = read_run(folder)
     if not (folder / "summary.json").exists():
         return None
     summary = read_json(folder / "summary.json")
-    timing = read_json_lines(folder / "timing.jsonl")
+    seconds = [row.get("seconds") for row in read_json_lines(folder / "timing.jsonl")]
+    if not seconds or not all(map(is_real, seconds)):
+        raise RunFolderError(f"{folder / 'timing.jsonl'} is damaged: seconds must be numbers")
     return Result(
         run=run,
         table=table,
         metrics=read_json_lines(folder / "metrics.jsonl"),
-        seconds=statistics.median(row["seconds"] for row in timing),
+        seconds=statistics.median(seconds),
         caveat=summary["caveat"],
         machine=summary.get("machine", "a machine that was not recorded"),
         folder=folder,
