@@ -202,8 +202,9 @@ def draw(axes: "Axes", records: Sequence[Record], colors: Mapping[str, str], *, 
             continue
         across = [100 * (point.macs if macs else point.size) for point in curve]
         up = [scale * point.mean for point in curve]
-        down = [scale * (point.mean - point.low) for point in curve]
-        above = [scale * (point.high - point.mean) for point in curve]
+        # The mean of equal numbers may be rounded past them.
+        down = [scale * max(point.mean - point.low, 0.0) for point in curve]
+        above = [scale * max(point.high - point.mean, 0.0) for point in curve]
         if name == "dense":
             axes.axhline(up[0], color="black", linewidth=0.8, linestyle=":", label="dense")
             continue
