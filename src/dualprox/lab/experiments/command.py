@@ -181,9 +181,10 @@ def _write(folders: list[Path], out: Path, optimum: bool = False) -> None:
         found = [beside_optimum(comparison, out, print) for comparison in comparisons]
         comparisons += [comparison for comparison in found if comparison is not None]
     with reading(folders[0]):
+        said = [(each.table, each.cells(), each.notes()) for each in comparisons]
         write_report(comparisons, out)
-        for comparison in comparisons:
-            _print(comparison.table, comparison.cells(), comparison.notes())
+    for table, cells, notes in said:
+        _print(table, cells, notes)
     print(f"report: {out / 'report.html'}")
 
 

@@ -169,13 +169,16 @@ def read_result(folder: Path, table: str | None) -> Result | None:
     seconds = [row.get("seconds") for row in read_json_lines(folder / "timing.jsonl")]
     if not seconds or not all(map(is_real, seconds)):
         raise RunFolderError(f"{folder / 'timing.jsonl'} is damaged: seconds must be numbers")
+    told = {"caveat": "", "machine": "a machine that was not recorded", **summary}
+    if not all(isinstance(told[name], str) for name in ("caveat", "machine")):
+        raise RunFolderError(f"{folder / 'summary.json'} is damaged: it must name data and machine")
     return Result(
         run=run,
         table=table,
         metrics=read_json_lines(folder / "metrics.jsonl"),
         seconds=statistics.median(seconds),
-        caveat=summary["caveat"],
-        machine=summary.get("machine", "a machine that was not recorded"),
+        caveat=told["caveat"],
+        machine=told["machine"],
         folder=folder,
     )
 
