@@ -160,11 +160,12 @@ def test_a_file_that_does_not_fit_is_refused_and_kept(tmp_path: Path) -> None:
     kept = file.read_bytes()
     with pytest.raises(ValueError, match=r"fit.pt is of a fit with target 0.5, here 0.25"):
         fit("mlp", file, target=dp.TargetSize(params=0.25), **low)
-    for wish, said in (
+    wishes: list[tuple[dict[str, Any], str]] = [
         ({"at_least": {"0.weight": 0.9}}, r"at least {}, here {'0.weight': 0.9}"),
         ({"at_most": {"0.weight": 0.9}}, r"at most {}, here {'0.weight': 0.9}"),
         ({"tolerance": 0.1}, "tolerance 0.03, here 0.1"),
-    ):
+    ]
+    for wish, said in wishes:
         with pytest.raises(ValueError, match=f"fit.pt is of a fit with {said}"):
             fit("mlp", file, target=dp.TargetSize(params=0.5, **wish), **low)
     with pytest.raises(ValueError, match=r"fit.pt is of a fit with lr 0.5, here 0.01"):

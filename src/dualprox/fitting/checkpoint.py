@@ -66,7 +66,8 @@ def _has_state(loader: Any) -> bool:
 def rng() -> dict[str, Any]:
     """The random states of Python, numpy and torch, of the CPU and the CUDA devices in use."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    name, keys, *rest = np.random.get_state(legacy=True)
+    numpys: Any = np.random.get_state(legacy=True)
+    name, keys, *rest = numpys
     return {
         "cpu": torch.get_rng_state(),
         "cuda": cuda,

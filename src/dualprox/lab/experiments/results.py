@@ -166,7 +166,7 @@ def read_result(folder: Path, table: str | None) -> Result | None:
     if not (folder / "summary.json").exists():
         return None
     summary = read_json(folder / "summary.json")
-    seconds = [row.get("seconds") for row in read_json_lines(folder / "timing.jsonl")]
+    seconds: list[Any] = [row.get("seconds") for row in read_json_lines(folder / "timing.jsonl")]
     if not seconds or not all(map(is_real, seconds)):
         raise RunFolderError(f"{folder / 'timing.jsonl'} is damaged: seconds must be numbers")
     told = {"caveat": "", "machine": "a machine that was not recorded", **summary}
