@@ -181,8 +181,9 @@ struct Tile {
 
 constexpr int kSums = 4;  // of every column
 
-// What a pass does. The sum of kPrice is that of a^2 / d; those of kGather are those of a^2, d a^2 and d^2 a^2, with `has_ends` of a^2,
-// d a^2, a^2 / d and (a / d)^2; of kSweep, with p = a / (d r + t) and q = d / (d r + t), those of p^2, q p^2, q^2 p^2 and q^3 p^2.
+// What a pass does. The sum of kPrice is that of a^2 / d. The sums of kGather are those of a^2,
+// d a^2 and d^2 a^2, with `has_ends` of a^2, d a^2, a^2 / d and (a / d)^2; of kSweep, with
+// p = a / (d r + t) and q = d / (d r + t), those of p^2, q p^2, q^2 p^2 and q^3 p^2.
 enum Pass {
   kGather,  // update the buffers, sum
   kPrice,   // the same, where groups are counted
