@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -45,27 +44,6 @@ SMALL = {
     ),
 }
 WRITE = {"ramda-table4": write_text, "ramda-table5": write_speech, "ramda-table9": write_images}
-REAL = {
-    "ramda-table4": (
-        *("model.tokens=33278", "model.width=16", "model.cutoffs=1000,5000", "model.layers=1"),
-        *("epoch_steps=100", "batch_size=16", "optimizer.lr=0.01", "optimizer.momentum=0.9"),
-    ),
-    "ramda-table5": (
-        *(
-            "epochs=2",
-            "milestones=",
-            "epoch_steps=5",
-            "optimizer.lr=0.03",
-            "optimizer.momentum=0.5",
-        ),
-        *("model.width=16", "model.decoder=16", "model.postnet=16"),
-    ),
-    "ramda-table9": (
-        *("data=cifar10_first4000", "epoch_steps=80"),
-        *("optimizer.lr=0.01", "optimizer.momentum=0.9"),
-    ),
-}
-FOLDER = os.environ.get("DUALPROX_DATA")
 ROWS = [
     pytest.param(name, row.run, id=row.run.recipe) for name in SMALL for row in TABLES[name].rows
 ]
@@ -250,20 +228,6 @@ def test_settings_of_other_tasks_are_refused(table, assignment, message, tmp_pat
     run = small(table, of(table, "RMDA"), tmp_path)
     with pytest.raises(ValueError, match=message):
         train.check(with_settings(run, [assignment]))
-
-
-@pytest.mark.data
-@pytest.mark.slow
-@pytest.mark.skipif(FOLDER is None, reason="DUALPROX_DATA names no data folder")
-@pytest.mark.parametrize("table", REAL)
-def test_ramda_learns_from_real_data(table):
-    published = of(table, "RAMDA")
-    published = replace(published, optimizer=RamdaSpec(), milestones=(2,))
-    run = small(table, published, FOLDER, "milestones=2", "penalty.strength=1e-6", *REAL[table])
-    training = Training(run)
-    before = training.evaluate()["val_loss"]
-    found = [training.train_epoch()["val_loss"] for _ in range(run.epochs)]
-    assert found[-1] < 0.9 * before, (before, found)
 
 
 def test_a_run_without_stages_belongs_to_methods_without_restarts(tmp_path):
