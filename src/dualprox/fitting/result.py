@@ -13,6 +13,8 @@ from .target import TargetSize
 Stage = Literal["warmup", "search", "hold", "refit"]
 Watch = Callable[["Progress"], None]
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# By their names: model libraries have their own.
+_LAYER_NORMS = ("LayerNorm", "RMSNorm")
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,10 @@ class Choices:
         weight_decay: of the refit.
         penalty: as text.
         ramp: share of the search in which the goal falls to the target.
-        restart: share of the search after which dual averaging begins anew, at the strength that
-            was found, until the sums are those of a network as small as asked for.
+        restart: share of the search after which dual averaging begins anew, until the sums are
+            those of a network as small as asked for.
+        steer: share of the search in which the strength is steered; from there to the hold it stays
+            what it was.
         every: optimizer steps between two looks at the size.
         clip: how many times as long as usual a gradient may be, see `fit`.
     """
@@ -75,6 +79,7 @@ class Choices:
     penalty: str
     ramp: float
     restart: float
+    steer: float
     every: int
     clip: float | None
 
@@ -139,11 +144,16 @@ def choose(
     until_cut = epochs * search_share(search, refit)
     warm = epochs * warmup if warmup is not None else 0.6 * until_cut
     hold = 0.1 * (until_cut - warm)
-    chosen = refit_optimizer or ("adamw" if optimizer == "ramda" else "sgd")
+    kinds = [type(module) for module in model.modules()]
+    # Transformers train badly by SGD, and by long steps.
+    is_transformer = any(kind.__name__.endswith(_LAYER_NORMS) for kind in kinds)
+    by_adam = optimizer == "ramda" or is_transformer
+    chosen = refit_optimizer or ("adamw" if by_adam else "sgd")
     decay = 1e-2 if chosen == "adamw" else 5e-4
-    # With batch norms the scale of weights does not matter, and larger steps are safe.
-    has_norms = any(isinstance(module, _BATCH_NORMS) for module in model.modules())
-    rate = 3e-3 if chosen == "adamw" else (0.1 if has_norms else 0.05)
+    if chosen == "adamw":
+        rate = 1.5e-3 if is_transformer else 3e-3
+    else:  # with batch norms the scale of weights does not matter, and larger steps are safe
+        rate = 0.1 if any(issubclass(kind, _BATCH_NORMS) for kind in kinds) else 0.05
     penalty = next(str(group["penalty"]) for group in groups if group["penalty"] is not None)
     return Choices(
         optimizer=optimizer,
@@ -159,6 +169,8 @@ def choose(
         penalty=penalty,
         ramp=0.52,
         restart=0.65,
+        # Heads are few and large: at a strength left alone RMDA lost all but one of each block.
+        steer=1.0 if optimizer == "rmda" and is_transformer else 0.65,
         every=max(1, round(0.65 * (until_cut - warm - hold) * steps_per_epoch / looks)),
         clip=clip,
     )

@@ -69,7 +69,7 @@ class Fitting:
             example_input,
             ramp_steps=max(1, round(plan.ramp * searched)),
             hold_from=searched,
-            steer_until=self.restart_at - self.begin,
+            steer_until=round(plan.steer * searched),
             every=plan.every,
             select_inputs=select_inputs,
             round_to=round_to,
