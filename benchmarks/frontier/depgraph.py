@@ -47,7 +47,10 @@ def make_pruner(
 
 
 def pruned(task: Task, model: nn.Module, target: float, normalizer: str | None) -> nn.Module:
-    """A copy with the largest number of parameters that is within the target."""
+    """A copy with the largest number of parameters that is within the target.
+
+    If none is, the smallest: a ratio at which a layer would lose everything prunes nothing.
+    """
     whole = parameters(model)
     made: dict[float, nn.Module] = {}
 
@@ -58,7 +61,8 @@ def pruned(task: Task, model: nn.Module, target: float, normalizer: str | None) 
         return parameters(trial) / whole
 
     size_at(0.999)
-    return made[largest_within(size_at, target, 0.0, 0.999, steps=9)]
+    found = made[largest_within(size_at, target, 0.0, 0.999, steps=9)]
+    return found if parameters(found) <= target * whole else min(made.values(), key=parameters)
 
 
 def fine_tune(
