@@ -224,7 +224,8 @@ def test_curves_are_straight_in_log_size_and_end_where_they_end():
     curve = [point(0.4, 0.8), point(0.1, 0.6)]
     assert at(curve, 0.2) == pytest.approx(0.7)
     assert at(curve, 0.1) == pytest.approx(0.6) and at(curve, 0.4) == pytest.approx(0.8)
-    assert at(curve, 0.099) is None and at(curve, 0.41) is None and at([], 0.2) is None
+    assert at(curve, 0.098) == pytest.approx(0.6) and at(curve, 0.411) == pytest.approx(0.8)
+    assert at(curve, 0.096) is None and at(curve, 0.413) is None and at([], 0.2) is None
 
 
 def test_the_envelope_is_the_best_curve_at_every_size():

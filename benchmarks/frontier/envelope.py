@@ -31,13 +31,15 @@ class Point:
 def at(points: Sequence[Point], size: float) -> float | None:
     """The mean metric at a size, by linear interpolation in log size; None outside the curve.
 
+    Up to 3 % beyond an end, which is how closely targets are met, it is the end's.
+
     Example:
         >>> curve = [Point(0.01, 1, 0.5, 0.5, 0.5, 1), Point(0.1, 1, 0.9, 0.9, 0.9, 1)]
-        >>> round(at(curve, 10**-1.5), 6), at(curve, 0.2)
-        (0.7, None)
+        >>> round(at(curve, 10**-1.5), 6), at(curve, 0.102), at(curve, 0.2)
+        (0.7, 0.9, None)
     """
     ordered = sorted(points, key=lambda point: point.size)
-    if not ordered or not ordered[0].size <= size <= ordered[-1].size:
+    if not ordered or not ordered[0].size / 1.03 <= size <= 1.03 * ordered[-1].size:
         return None
     sizes = [math.log(point.size) for point in ordered]
     return float(np.interp(math.log(size), sizes, [point.mean for point in ordered]))
