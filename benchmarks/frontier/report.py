@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -293,8 +293,9 @@ def report(folder: Path, to: Path) -> str:
         mine = [record for record in records if record["task"] == task]
         sections.append(task_table(mine))
         write_png(to / f"{task}.png", figure(mine))
-    place = records[-1]["environment"]
-    foot = f"{place['cpu']}, one thread a run, torch {place['torch']}, commit {place['commit']}."
+    places = Counter((r["environment"]["cpu"], r["environment"]["torch"]) for r in records)
+    where = "; ".join(f"{n} on {cpu} with torch {torch}" for (cpu, torch), n in places.items())
+    foot = f"Runs of one thread each: {where}. Every record names its commit."
     text = "\n\n".join([*sections, foot]) + "\n"
     write_text(to / "frontier.md", text)
     return text
