@@ -154,6 +154,7 @@ def choose(
         rate = 1.5e-3 if is_transformer else 3e-3
     else:  # with batch norms the scale of weights does not matter, and larger steps are safe
         rate = 0.1 if any(issubclass(kind, _BATCH_NORMS) for kind in kinds) else 0.05
+    restart = 0.65
     penalty = next(str(group["penalty"]) for group in groups if group["penalty"] is not None)
     return Choices(
         optimizer=optimizer,
@@ -168,9 +169,9 @@ def choose(
         weight_decay=decay if weight_decay is None else weight_decay,
         penalty=penalty,
         ramp=0.52,
-        restart=0.65,
+        restart=restart,
         # Heads are few and large: at a strength left alone RMDA lost all but one of each block.
-        steer=1.0 if optimizer == "rmda" and is_transformer else 0.65,
-        every=max(1, round(0.65 * (until_cut - warm - hold) * steps_per_epoch / looks)),
+        steer=1.0 if optimizer == "rmda" and is_transformer else restart,
+        every=max(1, round(restart * (until_cut - warm - hold) * steps_per_epoch / looks)),
         clip=clip,
     )
