@@ -90,3 +90,10 @@ def share(model: nn.Module, small: nn.Module, data: Any, measure: str) -> float:
         assert after.macs is not None and before.macs is not None
         return after.macs / before.macs
     return after.parameters / before.parameters
+
+
+def fitted(name: str = "mlp", epochs: int = 6, target: Any = None, **more: Any) -> dp.Fit:
+    settings = {"latency": False, **more}
+    model = settings.pop("model") if "model" in settings else network(name)
+    loader = settings.pop("loader") if "loader" in settings else batches(name)
+    return dp.fit(model, loader, epochs, target or dp.TargetSize(params=0.4), **settings)

@@ -11,16 +11,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import dualprox as dp
 from dualprox.fitting.batches import example_of, loss_of
-from dualprox.fitting.control import SizeControl
 from dualprox.shrinking.factorize import LowRank
-from fitting_cases import batches, groups_of, network
-
-
-def fitted(name: str = "mlp", epochs: int = 6, target: Any = None, **more: Any) -> dp.Fit:
-    settings = {"latency": False, **more}
-    model = settings.pop("model") if "model" in settings else network(name)
-    loader = settings.pop("loader") if "loader" in settings else batches(name)
-    return dp.fit(model, loader, epochs, target or dp.TargetSize(params=0.4), **settings)
+from fitting_cases import batches, fitted, groups_of, network
 
 
 def entries(model: nn.Module) -> int:
@@ -277,49 +269,6 @@ def test_a_held_structure_begins_at_zero_after_two_restarts(
     cut_at = hold_from + round(plan.hold_epochs * steps)
     assert set(seen[hold_from:cut_at]) == {width} != {40}
     assert set(seen[:middle]) == {40}
-
-
-class OwnRMSNorm(nn.Module):
-    """As model libraries have their own."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-@pytest.mark.parametrize(
-    ("name", "norms", "optimizer", "refit", "steer"),
-    [
-        ("mlp", [], "ramda", ("adamw", 3e-3), 0.65),
-        ("mlp", [], "rmda", ("sgd", 0.05), 0.65),
-        ("cnn", [], "rmda", ("sgd", 0.1), 0.65),
-        ("transformer", [], "ramda", ("adamw", 1.5e-3), 0.65),
-        ("transformer", [], "rmda", ("adamw", 1.5e-3), 1.0),
-        ("mlp", [OwnRMSNorm()], "rmda", ("adamw", 1.5e-3), 1.0),
-    ],
-)
-def test_what_is_decided_depends_on_the_norms_of_the_network(
-    name: str,
-    norms: list[nn.Module],
-    optimizer: Any,
-    refit: tuple[str, float],
-    steer: float,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The plan says it, and the strength is found anew in the share of the search that it says."""
-    looks: list[int] = []
-    look = SizeControl._steer
-
-    def counted(control: SizeControl, goal: float, weigh: bool = True) -> float:
-        if weigh:
-            looks.append(control.steps)
-        return look(control, goal, weigh)
-
-    monkeypatch.setattr(SizeControl, "_steer", counted)
-    model = nn.Sequential(*norms, network(name)) if norms else network(name)
-    plan = fitted(name, 10, model=model, optimizer=optimizer).plan
-    assert (plan.refit_optimizer, plan.refit_lr, plan.steer) == (*refit, steer)
-    searched = round((plan.warmup_epochs + plan.search_epochs) * 8) - round(plan.warmup_epochs * 8)
-    assert max(looks) == round(steer * searched)
 
 
 def test_a_model_in_evaluation_mode_is_trained() -> None:

@@ -10,6 +10,7 @@ import torch
 from dualprox.lab.models import mlp
 from frontier import record, report, runner
 from frontier.dense import DENSE
+from frontier.depgraph import pruned
 from frontier.envelope import Point, at, best, envelope
 from frontier.methods import Method, Outcome, largest_within, parameters, split_epochs
 from frontier.networks import transformer
@@ -209,6 +210,14 @@ def test_the_report_has_every_method_and_a_csv_line_for_each_final_run(tmp_path)
     assert "| loose * |" in text and "- * loose: counts nonzeros." in text
     assert "best peer there, between its points: narrow" in text
     assert (to / "tiny.png").read_bytes().startswith(b"\x89PNG")
+    # Whose runs were made elsewhere are told apart.
+    records = sorted(out.rglob("*.json"))
+    moved = json.loads(records[0].read_text())
+    here = moved["environment"]["cpu"]
+    moved["environment"]["cpu"] = "another CPU"
+    records[0].write_text(json.dumps(moved))
+    foot = report.report(out, to).splitlines()[-1]
+    assert f"{len(records) - 1} on {here} with" in foot and "1 on another CPU with" in foot
 
 
 def test_a_report_of_nothing_says_so(tmp_path):
@@ -332,6 +341,16 @@ def test_dense_training_learns_and_follows_a_cosine_to_zero():
     assert task.evaluate(model, "test") > max(0.8, before)
     assert len(clock.epochs) == 6 and len(rates) == 120
     assert rates[0] == 0.1 and rates[60] == pytest.approx(0.05) and rates[-1] < 1e-4
+
+
+def test_torch_pruning_comes_as_near_as_it_can_to_a_size_out_of_its_reach():
+    """It prunes nothing at a ratio at which a layer would lose everything."""
+    pytest.importorskip("torch_pruning")
+    task = tiny()
+    model = task.make_model(0)
+    least = parameters(pruned(task, model, 1e-4, "mean"))
+    assert least < 0.2 * DENSE_SIZE
+    assert least <= parameters(pruned(task, model, 0.2, "mean")) <= 0.2 * DENSE_SIZE
 
 
 def test_training_that_diverges_says_when():
