@@ -83,7 +83,7 @@ def _narrow(_: Path) -> Given:
 def _size_control(_: Path) -> Given:
     model, opt = _trained()
     settings = {"ramp_steps": 2, "hold_from": 8, "steer_until": 4, "every": 2}
-    flags = {"balance": True, "select_inputs": False}
+    flags = {"balance": True, "select_inputs": False, "narrow_norms": False}
     target = dp.TargetSize(params=0.9)
     return dict(opt=opt, model=model, target=target, example_input=_x(), **settings, **flags)
 
@@ -108,7 +108,7 @@ def _slim_folder(folder: Path) -> Given:
 def _fit(_: Path) -> Given:
     settings = dict(lr=0.1, momentum=0.9, warmup=0.1, search=0.5, refit_lr=0.1, weight_decay=0.0)
     kinds = dict(optimizer="rmda", refit_optimizer="sgd", loss=nn.functional.cross_entropy)
-    flags = dict(refit=True, select_inputs=False, latency=False, progress=False)
+    flags = dict(refit=True, select_inputs=False, latency=False, progress=False, narrow_norms=None)
     others = dict(example_input=_x(), penalty=dp.GroupLasso(1.0), round_to=1, watch=None)
     target = dp.TargetSize(params=0.9)
     needed = dict(model=_net(), loader=_loader(), epochs=2, target=target)
@@ -224,6 +224,7 @@ CALLS: dict[str, Call] = {
             coupled=False,
             example_input=None,
             select_inputs=False,
+            narrow_norms=False,
         ),
         _TRACED,
     ),
@@ -256,6 +257,7 @@ CALLS: dict[str, Call] = {
             round_to=2,
             lossy=True,
             select_inputs=False,
+            narrow_norms=False,
             latency=False,
             batch_sizes=(1,),
         ),

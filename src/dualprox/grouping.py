@@ -79,6 +79,7 @@ def param_groups(
     coupled: bool = False,
     example_input: "ExampleInput | None" = None,
     select_inputs: bool = False,
+    narrow_norms: bool = False,
 ) -> ParamGroups:
     """Penalize the weights of a model's layers; leave biases, norms and embeddings free.
 
@@ -107,6 +108,9 @@ def param_groups(
         select_inputs: for `coupled`: inputs of nn.Linear that have to stay (pixels, channels that a
             LayerNorm reads) are groups as well, each of its one weight: whenever one is dead,
             ``shrink(..., select_inputs=True)`` lets the layer leave it unread.
+        narrow_norms: for `coupled`: channels that layer norms read besides, as those of the
+            residual stream of a transformer, have groups as well, of all weights that read them:
+            whenever one is dead, ``shrink(..., narrow_norms=True)`` removes the channel.
 
     Returns:
         Param groups for any dualprox (or torch) optimizer, with parameter names; print them.
@@ -133,8 +137,9 @@ def param_groups(
         raise ValueError(
             f"example_input must be given for coupled=True, and only there, got coupled={coupled}"
         )
-    if select_inputs and not coupled:
-        raise ValueError("select_inputs must be False unless coupled=True, got True")
+    for name, wish in (("select_inputs", select_inputs), ("narrow_norms", narrow_norms)):
+        if wish and not coupled:
+            raise ValueError(f"{name} must be False unless coupled=True, got True")
     chooser = Chooser(model, penalty, by, include, exclude, axes, heads)
     owners: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for prefix, module in model.named_modules():
@@ -147,7 +152,9 @@ def param_groups(
     if example_input is not None:
         from .shrinking.inputs import Inputs
 
-        joint = _coupled(model, chooser, owners, Inputs.of(example_input), select_inputs)
+        joint = _coupled(
+            model, chooser, owners, Inputs.of(example_input), select_inputs, narrow_norms
+        )
     for name, param in model.named_parameters():
         chosen, note = joint.get(id(param)) or chooser.choose(owners[id(param)])
         # Weights that share groups share a param group, and no others do.
@@ -171,6 +178,7 @@ def _coupled(
     owners: Mapping[int, list[tuple[str, nn.Module, str]]],
     inputs: "Inputs",
     select_inputs: bool,
+    narrow_norms: bool,
 ) -> dict[int, tuple[Penalty | None, str]]:
     """Penalty and note of every parameter that has or would have a group penalty, by its id."""
     from .shrinking.couple import couplings, with_own_groups
@@ -185,7 +193,7 @@ def _coupled(
     if not wanted:
         raise ValueError(f"coupled=True needs a penalty with groups, got {chooser.penalties}")
     left_free = [name for name, param in model.named_parameters() if id(param) not in wanted]
-    found = couplings(model, inputs, left_free)
+    found = couplings(model, inputs, left_free, narrow_norms)
     # A penalty for groups goes to coupled weights alone.
     joint: dict[int, tuple[Penalty | None, str]] = {}
     for identity in wanted:

@@ -22,7 +22,7 @@ from ..shrinking.slim import shrink
 from .aims import LatencyAim, least_strength
 from .hold import held, holding_penalty
 from .levels import MARGIN, Level, require_own_groups, require_sizes, slices_alive
-from .target import TargetSize
+from .target import OutOfReachError, TargetSize
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ class SizeControl:
         balance: see above.
         select_inputs: as in `shrink`.
         round_to: as in `shrink`.
+        narrow_norms: as in `shrink`.
 
     Raises:
         TypeError: the optimizer is no dual averaging, or a penalty has no size.
@@ -128,6 +129,7 @@ class SizeControl:
         balance: bool = True,
         select_inputs: bool = False,
         round_to: int = 1,
+        narrow_norms: bool = False,
     ) -> None:
         if not isinstance(opt, DualAveraging):
             raise TypeError(
@@ -143,6 +145,7 @@ class SizeControl:
         self.opt, self.model, self.target, self.example = opt, model, target, example_input
         self.ramp_steps, self.hold_from, self.every = ramp_steps, hold_from, every
         self.balance, self.select_inputs, self.round_to = balance, select_inputs, round_to
+        self.narrow_norms = narrow_norms
         called = {id(param): name for name, param in model.named_parameters()}
         # Of sharded ones the model is the ordinary twin: they have its names.
         named = opt.named_params()
@@ -176,7 +179,7 @@ class SizeControl:
             for level, names in zip(self.levels, self.names, strict=True)
         ]
         selected = self._selected() if select_inputs else ()
-        self.footprint = Footprint(model, example_input, selected, round_to)
+        self.footprint = Footprint(model, example_input, selected, round_to, narrow_norms)
         own = [float(level.base.own_strength() or 0) for level in self.levels]
         if min(own) <= 0:
             raise ValueError("strengths must be > 0: their ratios are kept, got 0")
@@ -198,7 +201,7 @@ class SizeControl:
         self._require_reachable()
 
     def _require_reachable(self) -> None:
-        """Raise ValueError for a target below what is left with everything dead."""
+        """Raise OutOfReachError for a target below what is left with everything dead."""
         if self.target.measure not in ("params", "macs"):
             return
         live: dict[str, Any] = {}
@@ -214,7 +217,7 @@ class SizeControl:
             ranks.update({name: rank for name, rank in low.items() if name in self._thin})
         least = self._share(live, ranks)
         if least > self.goal * (1 + self.target.tolerance):
-            raise ValueError(
+            raise OutOfReachError(
                 f"{self.target.measure}={self.target.value!r} cannot be reached: {least:.2%} of "
                 "the network are left with all groups dead; print the param groups to see what "
                 "stays free"
@@ -280,6 +283,7 @@ class SizeControl:
                     round_to=self.round_to,
                     latency=False,
                     select_inputs=self.select_inputs,
+                    narrow_norms=self.narrow_norms,
                 )
             return factorize(slim, self.example, latency=False) if self._has_ranks else slim
 

@@ -15,9 +15,9 @@ from ..penalties.low_rank import SpectralPenalty
 from ..shrinking.inputs import ExampleInput
 from .batches import Batch, Loss, example_of
 from .checkpoint import load, reading
-from .result import Fit, Watch, choose, search_share
+from .result import Fit, Watch, choose, has_layer_norms, search_share
 from .stages import Fitting
-from .target import TargetSize
+from .target import OutOfReachError, TargetSize
 
 
 def fit(
@@ -41,6 +41,7 @@ def fit(
     weight_decay: float | None = None,
     clip: float | None = 2.0,
     round_to: int = 1,
+    narrow_norms: bool | None = None,
     latency: bool = True,
     progress: bool = False,
     watch: Watch | None = None,
@@ -88,6 +89,9 @@ def fit(
         clip: a gradient longer than this many times its usual norm, a running mean over the steps
             before, is scaled down to that; in all stages. None for no clipping.
         round_to: as in `shrink`.
+        narrow_norms: whether the residual stream of a transformer may lose channels, on which its
+            layer norms then take their statistics no more; as in `shrink`. None: where the target
+            cannot be reached otherwise.
         latency: whether the report measures it.
         progress: whether to print a line per epoch.
         watch: called at the end of every epoch, for validation or logging.
@@ -146,22 +150,38 @@ def fit(
     if example_input is None:
         example_input = example_of(next(iter(loader)), model)
     assert example_input is not None
-    groups = _groups(model, penalty, example_input, select_inputs)
-    low_rank = _is_low_rank(groups)
-    if low_rank:
-        rule = "'rmda' or None with NuclearNorm, which has no formula in RAMDA's metric"
-        require(optimizer != "ramda", "optimizer", rule, optimizer)
-        require(not select_inputs, "select_inputs", "False with NuclearNorm", select_inputs)
-        require(round_to == 1, "round_to", "1 with NuclearNorm", round_to)
     looks = 10 if target.measure == "latency_ms" else 50  # at each a network is cut and timed
-    plan = choose(
-        optimizer or ("rmda" if low_rank else "ramda"), model, groups, epochs, steps_per_epoch,
-        refit, lr, momentum, warmup, search, refit_optimizer, refit_lr, weight_decay, looks, clip,
-    )  # fmt: skip
-    fitting = Fitting(
-        model, loader, epochs, steps_per_epoch, target, loss, example_input, groups, plan,
-        select_inputs, round_to, latency, progress, watch,
-    )  # fmt: skip
+
+    def begun(narrow: bool) -> Fitting:
+        groups = _groups(model, penalty, example_input, select_inputs, narrow)
+        low_rank = _is_low_rank(groups)
+        if low_rank:
+            rule = "'rmda' or None with NuclearNorm, which has no formula in RAMDA's metric"
+            require(optimizer != "ramda", "optimizer", rule, optimizer)
+            require(not select_inputs, "select_inputs", "False with NuclearNorm", select_inputs)
+            require(not narrow, "narrow_norms", "False or None with NuclearNorm", narrow)
+            require(round_to == 1, "round_to", "1 with NuclearNorm", round_to)
+        plan = choose(
+            optimizer or ("rmda" if low_rank else "ramda"), model, groups, epochs, steps_per_epoch,
+            refit, lr, momentum, warmup, search, refit_optimizer, refit_lr, weight_decay, looks,
+            clip, narrow,
+        )  # fmt: skip
+        return Fitting(
+            model, loader, epochs, steps_per_epoch, target, loss, example_input, groups, plan,
+            select_inputs, round_to, latency, progress, watch,
+        )  # fmt: skip
+
+    try:
+        fitting = begun(bool(narrow_norms))
+    except OutOfReachError:
+        may_narrow = narrow_norms is None and (penalty is None or isinstance(penalty, GroupPenalty))
+        if not (may_narrow and has_layer_norms(model)):
+            raise
+        fitting = begun(True)
+        fitting.notes.append(
+            "the size is out of reach with the whole residual stream: it lost channels, and layer "
+            "norms take their statistics over those that stay"
+        )
     if kept is not None and saved is not None:
         with reading(kept):
             fitting.load_state_dict(saved)
@@ -182,6 +202,7 @@ def _groups(
     penalty: Penalty | ParamGroups | None,
     example_input: ExampleInput,
     select_inputs: bool,
+    narrow_norms: bool,
 ) -> ParamGroups:
     if isinstance(penalty, ParamGroups):
         return penalty
@@ -191,7 +212,12 @@ def _groups(
     if not isinstance(chosen, GroupPenalty):
         return _one_by_one(param_groups(model, chosen))
     return param_groups(
-        model, chosen, coupled=True, example_input=example_input, select_inputs=select_inputs
+        model,
+        chosen,
+        coupled=True,
+        example_input=example_input,
+        select_inputs=select_inputs,
+        narrow_norms=narrow_norms,
     )
 
 

@@ -64,6 +64,7 @@ class Choices:
             what it was.
         every: optimizer steps between two looks at the size.
         clip: how many times as long as usual a gradient may be, see `fit`.
+        narrow_norms: whether layer norms may look at fewer channels in the end.
     """
 
     optimizer: str
@@ -82,6 +83,7 @@ class Choices:
     steer: float
     every: int
     clip: float | None
+    narrow_norms: bool
 
     def __str__(self) -> str:
         return "\n".join(
@@ -123,6 +125,11 @@ def search_share(search: float | None, refit: bool) -> float:
     return 0.5 if search is None else search
 
 
+def has_layer_norms(model: nn.Module) -> bool:
+    """Whether a network has layer norms, as transformers do."""
+    return any(type(module).__name__.endswith(_LAYER_NORMS) for module in model.modules())
+
+
 def choose(
     optimizer: str,
     model: nn.Module,
@@ -139,21 +146,20 @@ def choose(
     weight_decay: float | None,
     looks: int,
     clip: float | None,
+    narrow_norms: bool,
 ) -> Choices:
     """Fill in what the caller left open; docs/fit.md says where the numbers come from."""
     until_cut = epochs * search_share(search, refit)
     warm = epochs * warmup if warmup is not None else 0.6 * until_cut
     hold = 0.1 * (until_cut - warm)
-    kinds = [type(module) for module in model.modules()]
-    # Transformers train badly by SGD, and by long steps.
-    is_transformer = any(kind.__name__.endswith(_LAYER_NORMS) for kind in kinds)
+    is_transformer = has_layer_norms(model)  # these train badly by SGD, and by long steps
     by_adam = optimizer == "ramda" or is_transformer
     chosen = refit_optimizer or ("adamw" if by_adam else "sgd")
     decay = 1e-2 if chosen == "adamw" else 5e-4
     if chosen == "adamw":
         rate = 1.5e-3 if is_transformer else 3e-3
     else:  # with batch norms the scale of weights does not matter, and larger steps are safe
-        rate = 0.1 if any(issubclass(kind, _BATCH_NORMS) for kind in kinds) else 0.05
+        rate = 0.1 if any(isinstance(m, _BATCH_NORMS) for m in model.modules()) else 0.05
     restart = 0.65
     penalty = next(str(group["penalty"]) for group in groups if group["penalty"] is not None)
     return Choices(
@@ -174,4 +180,5 @@ def choose(
         steer=1.0 if optimizer == "rmda" and is_transformer else restart,
         every=max(1, round(restart * (until_cut - warm - hold) * steps_per_epoch / looks)),
         clip=clip,
+        narrow_norms=narrow_norms,
     )

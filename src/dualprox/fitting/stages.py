@@ -73,6 +73,7 @@ class Fitting:
             every=plan.every,
             select_inputs=select_inputs,
             round_to=round_to,
+            narrow_norms=plan.narrow_norms,
         )
         self.dense = copy.deepcopy(model)
         self.history: list[dict[str, Any]] = []

@@ -10,6 +10,10 @@ from ..kinds import check_kinds
 MEASURES = ("params", "macs", "latency_ms", "weighted_group_sparsity")
 
 
+class OutOfReachError(ValueError):
+    """A size that a network has not even with all of its groups dead."""
+
+
 @dataclass(frozen=True)
 class TargetSize:
     """The size that a network is to have: of the shrunk network, not a count of zeros.

@@ -71,14 +71,23 @@ class Analysis:
         doubts: nodes of which axes must not change; the proof that a smaller network computes the
             same adds to them.
         fold: whether channels of constant value may go into the bias of the layer that reads them.
+        narrow_norms: whether layer norms may look at fewer channels, as in `shrink`.
     """
 
-    def __init__(self, trace: Trace, doubts: Mapping[fx.Node, Doubt], fold: bool = True) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        doubts: Mapping[fx.Node, Doubt],
+        fold: bool = True,
+        narrow_norms: bool = False,
+    ) -> None:
         self.trace, self.doubts, self.fold = trace, doubts, fold
+        self.narrow_norms = narrow_norms
         self.units = Units()
         self.values: dict[fx.Node, Any] = {}
         self.products: list[Product] = []
         self.group_units: dict[fx.Node, Ids] = {}  # of grouped convolutions and GroupNorm
+        self.norm_units: dict[str, Ids] = {}  # by its weight, of a layer norm that may be narrowed
         self.equal_parts: list[list[Ids]] = []  # of axes that are cut into so many equal parts
         self._named: dict[str, Value] = {}
         self._tensors: dict[int, Value] = {}

@@ -32,6 +32,7 @@ class Compaction:
         round_to: widths that get smaller stay multiples of this.
         fold: whether constant channels may go into the bias of the layers that read them, which
             is exact in evaluation.
+        narrow_norms: whether layer norms may look at fewer channels, as in `shrink`.
         trace: of the model, if there is one already; the model then is what was traced.
 
     Raises:
@@ -45,6 +46,7 @@ class Compaction:
         *,
         round_to: int = 1,
         fold: bool = True,
+        narrow_norms: bool = False,
         trace: Trace | None = None,
     ) -> None:
         try:
@@ -53,11 +55,12 @@ class Compaction:
             reason = f"{type(error).__name__}: {error}"
             raise ShrinkError(f"{type(model).__name__} cannot be copied: {reason}") from error
         self.inputs, self.round_to, self.fold = inputs, round_to, fold
+        self.narrow_norms = narrow_norms
         self.trace = Trace(self.dense, inputs) if trace is None else trace
         self.doubts: dict[fx.Node, Doubt] = {}
         self.modules = dict(self.dense.named_modules())
         for _ in range(_MOST_DOUBTS):
-            self.analysis = Analysis(self.trace, self.doubts, fold)
+            self.analysis = Analysis(self.trace, self.doubts, fold, narrow_norms)
             self.removal = self._settle()
             doubts = self._try()
             if not doubts:
@@ -68,7 +71,7 @@ class Compaction:
             for node in self.trace.calls:
                 reason = "no smaller network could be proven to be the same"
                 self.doubts[node] = Doubt(node, reason)
-            self.analysis = Analysis(self.trace, self.doubts, fold)
+            self.analysis = Analysis(self.trace, self.doubts, fold, narrow_norms)
             self.removal = self._settle()
             self.plan = self._plan(
                 new_widths(self.analysis, self.removal, self.modules, Guess.NONE)

@@ -65,7 +65,9 @@ class Couplings:
     stays: dict[str, str]
 
 
-def couplings(model: nn.Module, inputs: Inputs, free: Iterable[str] = ()) -> Couplings:
+def couplings(
+    model: nn.Module, inputs: Inputs, free: Iterable[str] = (), narrow_norms: bool = False
+) -> Couplings:
     """Find, for every channel of a network that can be removed, all weights that read it.
 
     Half of the groups found are then made zero in a copy, and must vanish from it; those that do
@@ -75,6 +77,7 @@ def couplings(model: nn.Module, inputs: Inputs, free: Iterable[str] = ()) -> Cou
         model: the network; untouched, and its weights do not matter.
         inputs: of one run.
         free: names of parameters that may not belong to a group; channels that they read stay.
+        narrow_norms: as in `shrink`.
 
     Raises:
         ShrinkError: torch.export cannot trace the model.
@@ -86,12 +89,13 @@ def couplings(model: nn.Module, inputs: Inputs, free: Iterable[str] = ()) -> Cou
     stays: dict[str, str] = {}
     for _ in range(_MOST_TRIALS):
         fill(dense)
-        found = Channels(Analysis(trace, {}, fold=False), set(free), given_up).couplings()
+        analysis = Analysis(trace, {}, fold=False, narrow_norms=narrow_norms)
+        found = Channels(analysis, set(free), given_up).couplings()
         stays = found.stays
         refused = {
             place: reason
             for parity in (0, 1)
-            for place, reason in _refused(dense, trace, inputs, found, parity).items()
+            for place, reason in _refused(dense, trace, inputs, found, parity, narrow_norms).items()
         }
         if not refused:
             return found
@@ -264,7 +268,12 @@ def _slices(analysis: Analysis, product: Product) -> tuple[str, Slices | None]:
 
 
 def _refused(
-    dense: nn.Module, trace: Trace, inputs: Inputs, found: Couplings, parity: int
+    dense: nn.Module,
+    trace: Trace,
+    inputs: Inputs,
+    found: Couplings,
+    parity: int,
+    narrow_norms: bool,
 ) -> dict[tuple[str, int], str]:
     """(weight, slice) -> why it stays although its group is zero; tried on every other group."""
     fill(dense)
@@ -278,7 +287,7 @@ def _refused(
             dead = torch.tensor(gone, device=view.device)
             shape = [1 if i in inner else n for i, n in enumerate(view.shape)]
             view.masked_fill_(dead.reshape(shape), 0.0)
-    compact = Compaction(dense, inputs, fold=False, trace=trace)
+    compact = Compaction(dense, inputs, fold=False, narrow_norms=narrow_norms, trace=trace)
     refused = {}
     for product in compact.analysis.products:
         name, _ = _slices(compact.analysis, product)

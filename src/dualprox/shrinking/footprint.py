@@ -58,6 +58,7 @@ class Footprint:
         example_input: as in `shrink`.
         selected: weights of Linear layers whose inputs stay, but which select those that they read.
         round_to: as in `shrink`.
+        narrow_norms: as in `shrink`.
 
     Raises:
         ValueError: `round_to` is no int >= 1.
@@ -70,6 +71,7 @@ class Footprint:
         example_input: ExampleInput,
         selected: Collection[str] = (),
         round_to: int = 1,
+        narrow_norms: bool = False,
     ) -> None:
         check_kinds(Footprint.__init__, locals())
         require(is_count(round_to), "round_to", "an int >= 1", round_to)
@@ -77,7 +79,8 @@ class Footprint:
         inputs = Inputs.of(example_input)
         dense = widen(copy.deepcopy(model)).eval()
         fill(dense)
-        channels = Channels(Analysis(Trace(dense, inputs), {}, fold=False), set(), {})
+        analysis = Analysis(Trace(dense, inputs), {}, fold=False, narrow_norms=narrow_norms)
+        channels = Channels(analysis, set(), {})
         units = channels.units
         roots = units.roots()
         self._stays = np.zeros(units.count, dtype=bool)

@@ -99,14 +99,17 @@ def group_norm(a: Analysis, node: fx.Node, x: Value, *rest: Any, **_: Any) -> An
 
 @handles("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
 def layer_norm(a: Analysis, node: fx.Node, x: Value, normalized: list[int], *rest: Any) -> Any:
-    """Every channel is read for the mean and the variance of all."""
+    """Every channel is read for the mean and the variance of all, or of those that stay."""
     axes = range(len(x.shape) - len(normalized), len(x.shape))
     weight, bias = (*rest, None, None)[:2]
     for tensor in (weight, bias):
         if isinstance(tensor, Value):
             for own, axis in zip(tensor.ids, axes, strict=True):
                 a.units.same(own, x.ids[axis])
-    a.pin(x, f"{described(node)} reads all channels for its mean and variance", axes)
+    if a.narrow_norms and len(normalized) == 1 and isinstance(weight, Value) and weight.name:
+        a.norm_units[weight.name] = weight.ids[0]
+    else:
+        a.pin(x, f"{described(node)} reads all channels for its mean and variance", axes)
     known = None
     if len(normalized) == 1 and isinstance(weight, Value):
         unknown = np.full(x.shape[-1], np.nan)

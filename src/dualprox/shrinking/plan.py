@@ -165,7 +165,7 @@ def _indices(name: str, kept: Any) -> tuple[int, ...]:
 
 def _plain(name: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
     for attribute, value in attributes.items():
-        parts = value if isinstance(value, list) else [value]
+        parts = value if isinstance(value, list | tuple) else [value]
         # Nothing but sizes: a plan must not be able to replace a method or a module.
         if not all(type(part) is int for part in parts):
             raise ValueError(f"plan must set sizes, got {value!r} for {name}.{attribute}")

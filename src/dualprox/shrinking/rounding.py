@@ -14,7 +14,9 @@ from .trace import Trace
 _MOST_ROUNDS = 20
 
 
-def rounded_down(model: nn.Module, inputs: Inputs, multiple: int) -> nn.Module:
+def rounded_down(
+    model: nn.Module, inputs: Inputs, multiple: int, narrow_norms: bool = False
+) -> nn.Module:
     """A copy of a network in which so many more channels are dead that widths are multiples.
 
     Of each axis that loses channels, and would keep more than `multiple` of them but not a
@@ -25,6 +27,7 @@ def rounded_down(model: nn.Module, inputs: Inputs, multiple: int) -> nn.Module:
         model: untouched.
         inputs: of one run.
         multiple: >= 2.
+        narrow_norms: as in `shrink`.
 
     Raises:
         ShrinkError: torch.export cannot trace the model.
@@ -34,7 +37,7 @@ def rounded_down(model: nn.Module, inputs: Inputs, multiple: int) -> nn.Module:
     trace = Trace(dense, inputs)
     tried: set[int] = set()
     for _ in range(_MOST_ROUNDS):
-        found = Compaction(dense, inputs, trace=trace)
+        found = Compaction(dense, inputs, narrow_norms=narrow_norms, trace=trace)
         weakest = _weakest(found, multiple) - tried
         if not weakest:
             break

@@ -13,6 +13,7 @@ from ..sharding import require_ordinary
 from .compact import Compaction
 from .inputs import ExampleInput, Inputs
 from .measure import compare
+from .norms import NarrowNorms
 from .plan import apply_plan, with_inputs_selected
 from .replace import describe
 from .report import LayerChange, ShrinkReport, attach_report
@@ -29,6 +30,7 @@ def shrink(
     round_to: int = 1,
     lossy: bool = False,
     select_inputs: bool = False,
+    narrow_norms: bool = False,
     latency: bool = True,
     batch_sizes: Sequence[int] = (1, 64),
 ) -> nn.Module:
@@ -54,6 +56,10 @@ def shrink(
             they have to stay (pixels, channels that a LayerNorm reads), select the others: it
             becomes a `SelectLinear`, W x = W[:, live] x[live]. With `round_to`, their number too
             is a multiple.
+        narrow_norms: remove channels, too, that nothing but layer norms reads (nn.LayerNorm and
+            nn.RMSNorm), the residual stream's: their statistics then are over the channels that
+            stay. That changes what the network computes, by the report's `max_abs_diff` on the
+            example; but for that it is the same.
         latency: measure it; a few seconds.
         batch_sizes: to measure latency at.
 
@@ -83,18 +89,20 @@ def shrink(
     require_ordinary(model, "shrink")
     require(not lossy or round_to > 1, "lossy", "False unless round_to > 1", lossy)
     inputs = Inputs.of(example_input)
-    start = rounded_down(model, inputs, round_to) if lossy else model
-    found = Compaction(start, inputs, round_to=round_to)
+    start = rounded_down(model, inputs, round_to, narrow_norms) if lossy else model
+    found = Compaction(start, inputs, round_to=round_to, narrow_norms=narrow_norms)
     slim = cut = slimmed(start, found)
     selection = selection_of(cut, inputs, round_to) if select_inputs else Selection()
     if selection.kept:
         slim = with_inputs_selected(cut, selection.kept)
 
     def smaller(dense: nn.Module) -> nn.Module:
+        dense = dense.model if isinstance(dense, NarrowNorms) else dense
         return with_inputs_selected(slimmed(dense, found), selection.kept)
 
-    apart = require_same(start, slim, smaller, inputs, found.analysis, found.removal, cut)
-    if lossy:
+    reference = NarrowNorms.of(start, found)
+    apart = require_same(reference, slim, smaller, inputs, found.analysis, found.removal, cut)
+    if lossy or reference is not start:
         apart = difference(model, slim, inputs)
     if latency:
         before, after = compare(model, slim, example_input, batch_sizes=batch_sizes)

@@ -105,6 +105,8 @@ def _typed(
         yield "in_channels", first if transposed else second
         yield "out_channels", second if transposed else first
         yield "groups", groups
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        yield "normalized_shape", weight
     elif isinstance(module, nn.Embedding):
         yield "embedding_dim", weight[1]
     elif isinstance(module, nn.PReLU):
