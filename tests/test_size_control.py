@@ -100,7 +100,9 @@ def test_landing_reaches_the_target_at_the_present_sums() -> None:
     landed = control.land()
     assert landed == control.size() <= 0.4
     assert share(model, shrunk(model, opt, data), data, "params") == pytest.approx(landed)
-    assert control.weights == weights
+    # Layers are not weighed anew: where a large group has left room, smaller ones live on.
+    assert all(now <= before for now, before in zip(control.weights, weights, strict=True))
+    assert set(control.weights) & set(weights)
 
 
 def test_before_the_first_step_all_is_there() -> None:

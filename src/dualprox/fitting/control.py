@@ -22,6 +22,7 @@ from ..shrinking.slim import shrink
 from .aims import LatencyAim, least_strength
 from .hold import held, holding_penalty
 from .levels import MARGIN, Level, require_own_groups, require_sizes, slices_alive
+from .room import filling
 from .target import OutOfReachError, TargetSize
 
 
@@ -322,22 +323,41 @@ class SizeControl:
 
         found = least_strength(size, goal, max(self.strength, 1e-30))
         self.strength = found * (1 + MARGIN)
+        if self.balance and self.steps >= self.steer_until:
+            self._fill(goal)
         strengths = self._strengths(self.strength)
         self._set(strengths)
         reached = self._size(strengths)
         self.history.append(SizeRecord(self.steps, goal, reached, self.strength))
         return reached
 
+    def _fill(self, goal: float) -> None:
+        """Let more live where a coarse group's death has left room."""
+
+        def at(factors: Sequence[float]) -> list[float]:
+            return self._strengths(self.strength, factors)
+
+        def alive(factors: Sequence[float]) -> list[int]:
+            pairs = zip(self.levels, at(factors), strict=True)
+            return [level.live(own).count() for level, own in pairs]
+
+        owners = [level.number for level in self.levels]
+        factors = filling(
+            lambda factors: self._size(at(factors)), alive, owners, goal, self.target.tolerance
+        )
+        self.weights = [weight * f for weight, f in zip(self.weights, factors, strict=True)]
+
     def _set(self, strengths: Sequence[float]) -> None:
         for level, own in zip(self.levels, strengths, strict=True):
             level.unit.group["penalty"] = level.base.with_strength(own)
 
-    def _strengths(self, strength: float) -> list[float]:
+    def _strengths(self, strength: float, factors: Sequence[float] | None = None) -> list[float]:
         found = []
-        for level, ratio, weight, (low, high), keeps in zip(
-            self.levels, self.ratios, self.weights, self.bounds, self.keeps_one, strict=True
+        every = factors or [1.0] * len(self.levels)
+        for level, ratio, weight, factor, (low, high), keeps in zip(
+            self.levels, self.ratios, self.weights, every, self.bounds, self.keeps_one, strict=True
         ):
-            own = strength * ratio * weight
+            own = strength * ratio * weight * factor
             if (low, high) != (0.0, 1.0):
                 own = level.within(own, low, high)
             found.append(level.keeping_one(own) if keeps else own)
