@@ -1,10 +1,13 @@
 """What `fit` decides by itself, and that it does what its plan says."""
 
+import math
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
+import dualprox as dp
 from dualprox.fitting.control import SizeControl
 from fitting_cases import fitted, network
 
@@ -47,6 +50,39 @@ def test_what_is_decided_depends_on_the_norms_of_the_network(
     monkeypatch.setattr(SizeControl, "_steer", counted)
     model = nn.Sequential(*norms, network(name)) if norms else network(name)
     plan = fitted(name, 10, model=model, optimizer=optimizer).plan
-    assert (plan.refit_optimizer, plan.refit_lr, plan.steer) == (*refit, steer)
+    assert (plan.refit_optimizer, plan.warmup_lr, plan.steer) == (*refit, steer)
     searched = round((plan.warmup_epochs + plan.search_epochs) * 8) - round(plan.warmup_epochs * 8)
     assert max(looks) == round(steer * searched)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "options", "rate"),
+    [
+        ("mlp", 0.05, {}, 1.5e-3 / math.sqrt(0.05)),
+        ("mlp", 0.9, {}, 3e-3),
+        ("mlp", 0.05, {"refit_lr": 1e-3}, 1e-3),
+        ("mlp", 0.05, {"optimizer": "rmda"}, 0.05),
+        ("transformer", 0.6, {}, 1.5e-3 / math.sqrt(0.6)),
+    ],
+)
+def test_narrow_networks_are_refitted_by_longer_steps(
+    name: str, params: float, options: Any, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the share that was reached; the steps of a cosine from there are taken."""
+    rates: list[float] = []
+    for kind in (torch.optim.AdamW, torch.optim.SGD):
+
+        def noted(optimizer: Any, *args: Any, step: Any = kind.step) -> Any:
+            rates.append(optimizer.param_groups[0]["lr"])
+            return step(optimizer, *args)
+
+        monkeypatch.setattr(kind, "step", noted)
+    result = fitted(name, 10, target=dp.TargetSize(params=params), **options)
+    steps, first = round(result.plan.refit_epochs * 8), result.plan.refit_lr
+    assert first == pytest.approx(rate, rel=0.03)
+    expected = [rate / 2 * (1 + math.cos(math.pi * t / steps)) for t in range(steps)]
+    assert rates[-steps:] == pytest.approx(expected, rel=0.03)
+
+
+def test_without_a_refit_there_is_no_rate_of_it() -> None:
+    assert fitted("mlp", 4, refit=False).plan.refit_lr is None

@@ -155,7 +155,7 @@ def test_the_random_numbers_of_python_and_numpy_go_on_too(tmp_path: Path) -> Non
 
 def test_a_file_that_does_not_fit_is_refused_and_kept(tmp_path: Path) -> None:
     file = tmp_path / "fit.pt"
-    low: dict[str, Any] = {"penalty": LOW_RANK}
+    low: dict[str, Any] = {"penalty": LOW_RANK, "refit_lr": 0.05}
     fit("mlp", file, **low)
     kept = file.read_bytes()
     with pytest.raises(ValueError, match=r"fit.pt is of a fit with target 0.5, here 0.25"):
@@ -171,7 +171,7 @@ def test_a_file_that_does_not_fit_is_refused_and_kept(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"fit.pt is of a fit with lr 0.5, here 0.01"):
         fit("mlp", file, lr=0.01, **low)
     with pytest.raises(ValueError, match=r"fit.pt is damaged: RuntimeError: Error"):
-        fit("cnn", file, refit_lr=0.05, **low)
+        fit("cnn", file, **low)
     assert file.read_bytes() == kept
     for content, message in ((kept[: len(kept) // 2], "is damaged"), (b"", "is damaged")):
         file.write_bytes(content)

@@ -4,7 +4,7 @@ import fnmatch
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,17 +13,16 @@ from torch import nn
 from ..checks import is_count, require
 from ..kinds import check_kinds
 from ..optim import DualAveraging
-from ..penalties import GroupPenalty, Rank, Support
 from ..sharding import is_sharded
-from ..shrinking.factorize import factorizable, factorize
-from ..shrinking.footprint import Footprint
+from ..shrinking.factorize import factorize
 from ..shrinking.inputs import ExampleInput
 from ..shrinking.slim import shrink
 from .aims import LatencyAim, least_strength
 from .hold import held, holding_penalty
-from .levels import MARGIN, Level, require_own_groups, require_sizes, slices_alive
+from .levels import MARGIN, Level, require_own_groups, require_sizes
 from .room import filling
-from .target import OutOfReachError, TargetSize
+from .sizes import Sizes
+from .target import TargetSize
 
 
 @dataclass(frozen=True)
@@ -179,16 +178,21 @@ class SizeControl:
             shared[level.number] == 1 and not any(fnmatch.filter(names, p) for p in target.at_least)
             for level, names in zip(self.levels, self.names, strict=True)
         ]
-        selected = self._selected() if select_inputs else ()
-        self.footprint = Footprint(model, example_input, selected, round_to, narrow_norms)
+        self.sizes = Sizes(
+            model,
+            example_input,
+            target,
+            self.levels,
+            self.names,
+            select_inputs,
+            round_to,
+            narrow_norms,
+        )
         own = [float(level.base.own_strength() or 0) for level in self.levels]
         if min(own) <= 0:
             raise ValueError("strengths must be > 0: their ratios are kept, got 0")
         self.ratios = [strength / max(own) for strength in own]
         self.weights = [1.0] * len(self.levels)
-        ranks = [isinstance(level.everything(), Rank) for level in self.levels]
-        self._has_ranks, self._has_groups = any(ranks), not all(ranks)
-        self._thin = factorizable(model, example_input) if self._has_ranks else set[str]()
         self.strength = max(own)
         # What the sums of the first steps would make of the strength given says nothing: most often
         # all would be dead until the first look, and the iterate a fraction of the weights.
@@ -198,49 +202,9 @@ class SizeControl:
         self._held: list[tuple[float, ...] | None] = [None] * len(self.levels)
         self.history: list[SizeRecord] = []
         self.latency = LatencyAim(target, example_input)
-        self.goal = self._target_share()
-        self._require_reachable()
-
-    def _require_reachable(self) -> None:
-        """Raise OutOfReachError for a target below what is left with everything dead."""
-        if self.target.measure not in ("params", "macs"):
-            return
-        live: dict[str, Any] = {}
-        ranks: dict[str, int] = {}
-        for level, names in zip(self.levels, self.names, strict=True):
-            whole = level.everything()
-            if isinstance(whole, Support):
-                nothing = replace(whole, live=torch.zeros_like(whole.live))
-            else:
-                nothing = replace(whole, rank=0)
-            slices, low = slices_alive(level, nothing, names)
-            live.update(slices)
-            ranks.update({name: rank for name, rank in low.items() if name in self._thin})
-        least = self._share(live, ranks)
-        if least > self.goal * (1 + self.target.tolerance):
-            raise OutOfReachError(
-                f"{self.target.measure}={self.target.value!r} cannot be reached: {least:.2%} of "
-                "the network are left with all groups dead; print the param groups to see what "
-                "stays free"
-            )
-
-    def _selected(self) -> list[str]:
-        """Weights of Linear layers with groups that nobody else reads."""
-        return [
-            names[0]
-            for names, level in zip(self.names, self.levels, strict=True)
-            if len(names) == 1
-            and isinstance(level.base, GroupPenalty)
-            and isinstance(self.model.get_submodule(names[0].rpartition(".")[0]), nn.Linear)
-        ]
-
-    def _target_share(self) -> float:
-        dense = self.footprint.dense
-        if self.target.measure == "macs":
-            return self.target.share_of(dense.macs)
-        if self.target.measure == "latency_ms":
-            return self.latency.goal(1.0, self.model)
-        return self.target.share_of(dense.parameters)
+        in_time = target.measure == "latency_ms"
+        self.goal = self.latency.goal(1.0, model) if in_time else self.sizes.wanted()
+        self.sizes.require_reachable(self.goal)
 
     def step(self) -> None:
         """Count an optimizer step; look and steer when it is time."""
@@ -271,13 +235,13 @@ class SizeControl:
             return 1.0
         for level in self.levels:
             level.refresh()
-        return self._size(self._strengths(self.strength))
+        return self.sizes.at(self._strengths(self.strength))
 
     def cut(self) -> nn.Module:
         """The smaller network at the structured point: shrunk, weights of low rank factorized."""
         slim = self.model
         with self.opt.structured():
-            if self._has_groups:
+            if self.sizes.has_groups:
                 slim = shrink(
                     slim,
                     self.example,
@@ -286,7 +250,7 @@ class SizeControl:
                     select_inputs=self.select_inputs,
                     narrow_norms=self.narrow_norms,
                 )
-            return factorize(slim, self.example, latency=False) if self._has_ranks else slim
+            return factorize(slim, self.example, latency=False) if self.sizes.has_ranks else slim
 
     @property
     def is_held(self) -> bool:
@@ -319,7 +283,7 @@ class SizeControl:
             self._weigh()
 
         def size(strength: float) -> float:
-            return self._size(self._strengths(strength))
+            return self.sizes.at(self._strengths(strength))
 
         found = least_strength(size, goal, max(self.strength, 1e-30))
         self.strength = found * (1 + MARGIN)
@@ -327,7 +291,7 @@ class SizeControl:
             self._fill(goal)
         strengths = self._strengths(self.strength)
         self._set(strengths)
-        reached = self._size(strengths)
+        reached = self.sizes.at(strengths)
         self.history.append(SizeRecord(self.steps, goal, reached, self.strength))
         return reached
 
@@ -343,7 +307,7 @@ class SizeControl:
 
         owners = [level.number for level in self.levels]
         factors = filling(
-            lambda factors: self._size(at(factors)), alive, owners, goal, self.target.tolerance
+            lambda factors: self.sizes.at(at(factors)), alive, owners, goal, self.target.tolerance
         )
         self.weights = [weight * f for weight, f in zip(self.weights, factors, strict=True)]
 
@@ -362,33 +326,6 @@ class SizeControl:
                 own = level.within(own, low, high)
             found.append(level.keeping_one(own) if keeps else own)
         return found
-
-    def _alive(self, strengths: list[float]) -> tuple[dict[str, Any], dict[str, int]]:
-        live: dict[str, Any] = {}
-        ranks: dict[str, int] = {}
-        for level, names, own in zip(self.levels, self.names, strengths, strict=True):
-            slices, low = slices_alive(level, level.live(own), names)
-            live.update(slices)
-            ranks.update({name: rank for name, rank in low.items() if name in self._thin})
-        return live, ranks
-
-    def _size(self, strengths: list[float]) -> float:
-        if self.target.measure == "weighted_group_sparsity":
-            dead = total = 0
-            for level, own in zip(self.levels, strengths, strict=True):
-                found = level.live(own)
-                assert isinstance(found, Support)
-                sizes = torch.as_tensor(found.group_size).expand(found.total())
-                dead += int(sizes[~found.live.cpu()].sum())
-                total += int(sizes.sum())
-            return 1 - dead / total
-        return self._share(*self._alive(strengths))
-
-    def _share(self, live: Mapping[str, Any], ranks: Mapping[str, int]) -> float:
-        found, dense = self.footprint.of(live, ranks), self.footprint.dense
-        if self.target.measure == "macs":
-            return found.macs / dense.macs
-        return found.parameters / dense.parameters
 
     def _weigh(self) -> None:
         """See the class: `balance`."""

@@ -1,5 +1,6 @@
 """What `fit` tells: its progress, what it decided, and what came of it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -54,7 +55,8 @@ class Choices:
         hold_epochs: epochs from there until the structure is fixed, at constant strength.
         refit_epochs: epochs of the slim network without penalty.
         refit_optimizer: "sgd" (Nesterov momentum 0.9) or "adamw", with cosine decay to 0.
-        refit_lr: its learning rate at the start.
+        warmup_lr: the learning rate of the warmup at the start, by the same optimizer.
+        refit_lr: that of the refit; in the result of a `fit` the number that `refit_rate` found.
         weight_decay: of the refit.
         penalty: as text.
         ramp: share of the search in which the goal falls to the target.
@@ -75,7 +77,8 @@ class Choices:
     hold_epochs: float
     refit_epochs: float
     refit_optimizer: str
-    refit_lr: float
+    warmup_lr: float
+    refit_lr: float | None
     weight_decay: float
     penalty: str
     ramp: float
@@ -171,7 +174,8 @@ def choose(
         hold_epochs=hold,
         refit_epochs=epochs - until_cut,
         refit_optimizer=chosen,
-        refit_lr=refit_lr if refit_lr is not None else rate,
+        warmup_lr=rate if refit_lr is None else refit_lr,
+        refit_lr=refit_lr,
         weight_decay=decay if weight_decay is None else weight_decay,
         penalty=penalty,
         ramp=0.52,
@@ -182,3 +186,17 @@ def choose(
         clip=clip,
         narrow_norms=narrow_norms,
     )
+
+
+def refit_rate(plan: Choices, share: float) -> float:
+    """The refit's learning rate for a network with this share of the dense one's parameters.
+
+    Adam's best rate goes with 1 / width, and parameters with width^2: 1.5e-3 / sqrt(share), but no
+    less than in the warmup. That of SGD stays.
+
+    Source: Yang et al., Tensor Programs V (2022), table 3.
+    """
+    if plan.refit_lr is not None:
+        return plan.refit_lr
+    narrow = 1.5e-3 / math.sqrt(share) if plan.refit_optimizer == "adamw" else 0.0
+    return max(plan.warmup_lr, narrow)

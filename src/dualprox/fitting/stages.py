@@ -20,7 +20,7 @@ from . import checkpoint
 from .batches import Batch, Loss, loss_of
 from .clipping import Clipping
 from .control import SizeControl
-from .result import Choices, Fit, Progress, Stage, Watch
+from .result import Choices, Fit, Progress, Stage, Watch, refit_rate
 from .target import TargetSize
 
 
@@ -79,6 +79,7 @@ class Fitting:
         self.history: list[dict[str, Any]] = []
         self.notes: list[str] = []
         # Of the stages without penalty: warmup of the whole network, and refit of the slim one.
+        self.plain_lr = plan.warmup_lr
         self.plain = self._plain(model) if self.begin else None
         self.is_cut = False
         self.epoch = self.taken = 0
@@ -137,8 +138,8 @@ class Fitting:
         return value.detach()
 
     def _plain(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Torch's optimizer of the stages without penalty."""
-        params, lr = _decayed(model, self.plan.weight_decay), self.plan.refit_lr
+        """Torch's optimizer of a stage without penalty."""
+        params, lr = _decayed(model, self.plan.weight_decay), self.plain_lr
         # Torch's own default is a loop over the parameters on a CPU; fused does the same sums.
         fused = all(param.device.type in ("cpu", "cuda") for param in model.parameters())
         if self.plan.refit_optimizer == "adamw":
@@ -149,7 +150,7 @@ class Fitting:
         first, last = (self.cut_at, self.total) if self.is_cut else (0, self.begin)
         done = (self.taken - first) / (last - first)
         for group in optimizer.param_groups:
-            group["lr"] = self.plan.refit_lr * (1 + math.cos(math.pi * done)) / 2
+            group["lr"] = self.plain_lr * (1 + math.cos(math.pi * done)) / 2
 
     def _cut(self) -> None:
         """Fix the structure at the target size, cut the network, and begin the refit."""
@@ -169,13 +170,15 @@ class Fitting:
 
     def _begin_refit(self) -> None:
         self.model = self.control.cut().train()
+        sizes = [sum(param.numel() for param in m.parameters()) for m in (self.model, self.dense)]
+        self.plain_lr = refit_rate(self.plan, sizes[0] / sizes[1])
         self.plain, self.is_cut = self._plain(self.model), True
 
     def _require_finite(self, loss: float, epoch: int) -> None:
         if not math.isfinite(loss):
             raise ValueError(
                 f"the loss is {loss} in epoch {epoch}: lr {self.plan.lr:g} and refit_lr "
-                f"{self.plan.refit_lr:g} were used; give smaller ones"
+                f"{self.plain_lr:g} were used; give smaller ones"
             )
 
     def _end_epoch(self, epoch: int, loss: float) -> None:
@@ -207,7 +210,7 @@ class Fitting:
     def _size(self) -> float:
         if not self.is_cut:
             return self.control.size()
-        dense = self.control.footprint.dense
+        dense = self.control.sizes.footprint.dense
         if self.target.measure == "macs":
             return measure(self.model, self.example, latency=False).macs / dense.macs  # pyright: ignore
         return sum(param.numel() for param in self.model.parameters()) / dense.parameters
@@ -229,8 +232,9 @@ class Fitting:
                 "see report for what stays and why"
             )
         seconds = time.perf_counter() - self.began
+        plan = replace(self.plan, refit_lr=self.plain_lr if self.cut_at < self.total else None)
         return Fit(
-            self.model, report, self.history, self.plan, self.target, reached, close, seconds,
+            self.model, report, self.history, plan, self.target, reached, close, seconds,
             self.notes,
         )  # fmt: skip
 
