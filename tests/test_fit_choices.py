@@ -68,7 +68,7 @@ def test_what_is_decided_depends_on_the_norms_of_the_network(
 def test_narrow_networks_are_refitted_by_longer_steps(
     name: str, params: float, options: Any, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the share that was reached; the steps of a cosine from there are taken."""
+    """Of the share that was reached; up to it in a tenth of the steps, and down a cosine."""
     rates: list[float] = []
     for kind in (torch.optim.AdamW, torch.optim.SGD):
 
@@ -80,9 +80,56 @@ def test_narrow_networks_are_refitted_by_longer_steps(
     result = fitted(name, 10, target=dp.TargetSize(params=params), **options)
     steps, first = round(result.plan.refit_epochs * 8), result.plan.refit_lr
     assert first == pytest.approx(rate, rel=0.03)
-    expected = [rate / 2 * (1 + math.cos(math.pi * t / steps)) for t in range(steps)]
+    expected = [
+        rate / 2 * (1 + math.cos(math.pi * t / steps)) * min(1, (t + 1) / (0.1 * steps))
+        for t in range(steps)
+    ]
     assert rates[-steps:] == pytest.approx(expected, rel=0.03)
 
 
 def test_without_a_refit_there_is_no_rate_of_it() -> None:
     assert fitted("mlp", 4, refit=False).plan.refit_lr is None
+
+
+def test_convolutions_keep_most_of_the_width_of_an_even_cut() -> None:
+    result = fitted("cnn", 6, target=dp.TargetSize(params=0.1))
+    assert result.plan.least_width == pytest.approx(0.7 * math.sqrt(0.1))
+    before = [m.in_channels for m in network("cnn").modules() if isinstance(m, nn.Conv2d)]
+    after = [m.in_channels for m in result.model.modules() if isinstance(m, nn.Conv2d)]
+    assert all(
+        left >= min(was, math.ceil(was * result.plan.least_width))
+        for was, left in zip(before[1:], after[1:], strict=True)
+    )
+    count = sum(param.numel() for param in network("cnn").parameters())
+    by_number = fitted("cnn", 4, target=dp.TargetSize(params=count // 10))
+    assert by_number.plan.least_width == pytest.approx(0.7 * math.sqrt(count // 10 / count))
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("cnn", dp.TargetSize(params=0.5, at_most={"*": 0.9})),
+        ("cnn", dp.TargetSize(params=0.5, at_least={"*": 0.0})),
+        ("cnn", dp.TargetSize(weighted_group_sparsity=0.5)),
+        ("mlp", dp.TargetSize(params=0.5)),
+    ],
+    ids=str,
+)
+def test_widths_are_free_where_bounds_are_given_or_nothing_is_known(
+    name: str, target: dp.TargetSize
+) -> None:
+    assert fitted(name, 4, target=target).plan.least_width == 0.0
+
+
+def test_a_bound_that_forbids_the_size_is_given_up() -> None:
+    """Sizes that grow with the width and not with its square: an even cut is no guide."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 64, 3),
+        nn.ReLU(),
+        nn.Conv2d(64, 3, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    result = fitted("cnn", 4, model=model, target=dp.TargetSize(params=0.05))
+    assert result.plan.least_width == 0.0 and result.is_reached

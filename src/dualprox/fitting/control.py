@@ -206,6 +206,10 @@ class SizeControl:
         self.goal = self.latency.goal(1.0, model) if in_time else self.sizes.wanted()
         self.sizes.require_reachable(self.goal)
 
+    def allows_target(self) -> bool:
+        """Whether the bounds of the target leave room for it."""
+        return self.sizes.least([low for low, _ in self.bounds]) <= self.goal
+
     def step(self) -> None:
         """Count an optimizer step; look and steer when it is time."""
         self.steps += 1

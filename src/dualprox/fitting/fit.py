@@ -1,5 +1,6 @@
 """`fit`: from a network and a wish to the network that grants it, in one call."""
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +14,11 @@ from ..kinds import check_kinds
 from ..penalties import GroupL0, GroupPenalty, Penalty
 from ..penalties.low_rank import SpectralPenalty
 from ..shrinking.inputs import ExampleInput
+from ..shrinking.measure import count_macs
 from .batches import Batch, Loss, example_of
 from .checkpoint import load, reading
 from .result import Fit, Watch, choose, has_layer_norms, search_share
-from .stages import Fitting
+from .stages import Fitting, convolutions
 from .target import OutOfReachError, TargetSize
 
 
@@ -153,7 +155,7 @@ def fit(
     assert example_input is not None
     looks = 10 if target.measure == "latency_ms" else 50  # at each a network is cut and timed
 
-    def begun(narrow: bool) -> Fitting:
+    def begun(narrow: bool, least_width: float) -> Fitting:
         groups = _groups(model, penalty, example_input, select_inputs, narrow)
         low_rank = _is_low_rank(groups)
         if low_rank:
@@ -165,20 +167,25 @@ def fit(
         plan = choose(
             optimizer or ("rmda" if low_rank else "ramda"), model, groups, epochs, steps_per_epoch,
             refit, lr, momentum, warmup, search, refit_optimizer, refit_lr, weight_decay, looks,
-            clip, narrow,
+            clip, narrow, least_width if convolutions(model, groups) else 0.0,
         )  # fmt: skip
-        return Fitting(
+        fitting = Fitting(
             model, loader, epochs, steps_per_epoch, target, loss, example_input, groups, plan,
             select_inputs, round_to, latency, progress, watch,
         )  # fmt: skip
+        if plan.least_width and not fitting.control.allows_target():
+            return begun(narrow, 0.0)
+        return fitting
 
+    own_groups = isinstance(penalty, ParamGroups)
+    least_width = 0.0 if own_groups else _least_width(model, example_input, target)
     try:
-        fitting = begun(bool(narrow_norms))
+        fitting = begun(bool(narrow_norms), least_width)
     except OutOfReachError:
         may_narrow = narrow_norms is None and (penalty is None or isinstance(penalty, GroupPenalty))
         if not (may_narrow and has_layer_norms(model)):
             raise
-        fitting = begun(True)
+        fitting = begun(True, least_width)
         fitting.notes.append(
             "the size is out of reach with the whole residual stream: it lost channels, and layer "
             "norms take their statistics over those that stay"
@@ -187,6 +194,21 @@ def fit(
         with reading(kept):
             fitting.load_state_dict(saved)
     return fitting.run(kept)
+
+
+def _least_width(model: nn.Module, example_input: ExampleInput, target: TargetSize) -> float:
+    """The share of its channels that each convolution is to keep at least.
+
+    0.7 of what it would have if all were cut alike, the square root of the share of the size.
+    0 where that is not known, or the target has bounds.
+    """
+    if target.at_least or target.at_most or target.measure not in ("params", "macs"):
+        return 0.0
+    if target.measure == "macs":
+        dense = 1 if isinstance(target.value, float) else count_macs(model, example_input)
+    else:
+        dense = sum(param.numel() for param in model.parameters())
+    return 0.7 * math.sqrt(target.share_of(dense))
 
 
 def _count(loader: Iterable[Any]) -> int:

@@ -67,6 +67,7 @@ class Choices:
         every: optimizer steps between two looks at the size.
         clip: how many times as long as usual a gradient may be, see `fit`.
         narrow_norms: whether layer norms may look at fewer channels in the end.
+        least_width: share of its channels that each convolution keeps at least; 0 for no bound.
     """
 
     optimizer: str
@@ -87,6 +88,7 @@ class Choices:
     every: int
     clip: float | None
     narrow_norms: bool
+    least_width: float
 
     def __str__(self) -> str:
         return "\n".join(
@@ -150,6 +152,7 @@ def choose(
     looks: int,
     clip: float | None,
     narrow_norms: bool,
+    least_width: float,
 ) -> Choices:
     """Fill in what the caller left open; docs/fit.md says where the numbers come from."""
     until_cut = epochs * search_share(search, refit)
@@ -185,6 +188,7 @@ def choose(
         every=max(1, round(restart * (until_cut - warm - hold) * steps_per_epoch / looks)),
         clip=clip,
         narrow_norms=narrow_norms,
+        least_width=least_width,
     )
 
 

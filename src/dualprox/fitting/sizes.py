@@ -1,5 +1,6 @@
 """The size of the network that is left when strengths decide what lives."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -77,18 +78,24 @@ class Sizes:
             total += int(sizes.sum())
         return 1 - dead / total
 
+    def least(self, shares: Sequence[float]) -> float:
+        """The share that is left if only these shares of the groups of each level live."""
+        found: list[Support | Rank] = []
+        for level, share in zip(self.levels, shares, strict=True):
+            whole = level.everything()
+            kept = math.ceil(share * whole.total() - 1e-9)
+            if isinstance(whole, Support):
+                live = torch.arange(whole.total()).view_as(whole.live) < kept
+                found.append(replace(whole, live=live))
+            else:
+                found.append(replace(whole, rank=kept))
+        return self._share(found)
+
     def require_reachable(self, goal: float) -> None:
         """Raise OutOfReachError for a share below what is left with everything dead."""
         if self.target.measure not in ("params", "macs"):
             return
-        nothing: list[Support | Rank] = []
-        for level in self.levels:
-            whole = level.everything()
-            if isinstance(whole, Support):
-                nothing.append(replace(whole, live=torch.zeros_like(whole.live)))
-            else:
-                nothing.append(replace(whole, rank=0))
-        least = self._share(nothing)
+        least = self.least([0.0] * len(self.levels))
         if least > goal * (1 + self.target.tolerance):
             raise OutOfReachError(
                 f"{self.target.measure}={self.target.value!r} cannot be reached: {least:.2%} of "

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..grouping import ParamGroups
 from ..optim import RAMDA, RMDA, DualAveraging
+from ..penalties import Coupled, GroupPenalty
 from ..shrinking.inputs import ExampleInput
 from ..shrinking.measure import compare, measure
 from ..shrinking.report import ShrinkReport, attach_report, report_of
@@ -22,6 +24,8 @@ from .clipping import Clipping
 from .control import SizeControl
 from .result import Choices, Fit, Progress, Stage, Watch, refit_rate
 from .target import TargetSize
+
+_RISE = 0.1  # share of the refit in which its learning rate comes up
 
 
 class Fitting:
@@ -62,10 +66,11 @@ class Fitting:
             self.cut_at = max(self.hold_from, min(self.total - 1, cut_at))
         kinds: dict[str, Callable[..., DualAveraging]] = {"ramda": RAMDA, "rmda": RMDA}
         self.opt: DualAveraging = kinds[plan.optimizer](groups, lr=plan.lr, momentum=plan.momentum)
+        widths = dict.fromkeys(convolutions(model, groups), plan.least_width)
         self.control = SizeControl(
             self.opt,
             model,
-            target,
+            replace(target, at_least=widths) if plan.least_width else target,
             example_input,
             ramp_steps=max(1, round(plan.ramp * searched)),
             hold_from=searched,
@@ -148,9 +153,12 @@ class Fitting:
 
     def _set_rate(self, optimizer: torch.optim.Optimizer) -> None:
         first, last = (self.cut_at, self.total) if self.is_cut else (0, self.begin)
-        done = (self.taken - first) / (last - first)
+        taken, steps = self.taken - first, last - first
+        share = (1 + math.cos(math.pi * taken / steps)) / 2
+        if self.is_cut:  # what the cut has upset comes to rest first
+            share *= min(1.0, (taken + 1) / (_RISE * steps))
         for group in optimizer.param_groups:
-            group["lr"] = self.plain_lr * (1 + math.cos(math.pi * done)) / 2
+            group["lr"] = self.plain_lr * share
 
     def _cut(self) -> None:
         """Fix the structure at the target size, cut the network, and begin the refit."""
@@ -317,6 +325,16 @@ class Fitting:
         large = report.before.parameters if measure == "params" else report.before.macs
         assert small is not None and large is not None
         return (small / large if isinstance(value, float) else float(small)), value
+
+
+def convolutions(model: nn.Module, groups: ParamGroups) -> list[str]:
+    """Weights of convolutions that have groups, by name."""
+    return [
+        row.name
+        for row in groups.rows
+        if isinstance(row.penalty, GroupPenalty | Coupled)
+        and isinstance(model.get_submodule(row.name.rpartition(".")[0]), _ConvNd)
+    ]
 
 
 def _decayed(model: nn.Module, decay: float) -> list[dict[str, Any]]:
