@@ -101,6 +101,9 @@ def test_convolutions_keep_most_of_the_width_of_an_even_cut() -> None:
         for was, left in zip(before[1:], after[1:], strict=True)
     )
     count = sum(param.numel() for param in network("cnn").parameters())
+    frozen: Any = network("cnn")
+    frozen[4].weight.requires_grad_(False)  # the one with groups
+    assert not fitted("cnn", 4, model=frozen, target=dp.TargetSize(params=0.8)).plan.least_width
     by_number = fitted("cnn", 4, target=dp.TargetSize(params=count // 10))
     assert by_number.plan.least_width == pytest.approx(0.7 * math.sqrt(count // 10 / count))
 

@@ -328,11 +328,12 @@ class Fitting:
 
 
 def convolutions(model: nn.Module, groups: ParamGroups) -> list[str]:
-    """Weights of convolutions that have groups, by name."""
+    """Weights of convolutions that have groups and are trained, by name."""
     return [
         row.name
         for row in groups.rows
         if isinstance(row.penalty, GroupPenalty | Coupled)
+        and model.get_parameter(row.name).requires_grad
         and isinstance(model.get_submodule(row.name.rpartition(".")[0]), _ConvNd)
     ]
 
