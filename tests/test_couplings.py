@@ -153,3 +153,32 @@ def test_every_dead_group_of_a_residual_network_goes() -> None:
     slim = dp.shrink(model, x, latency=False)
     assert slim.get_parameter("stem.weight").shape[0] == 4
     assert slim.get_parameter("b.weight").shape[0] == 4
+
+
+def test_parameters_made_in_another_order_than_they_are_used_keep_their_own_slices() -> None:
+    """Both weights that read channels have one shape, and other channels: no shape would tell."""
+
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.second = nn.Linear(7, 2), nn.Linear(7, 2)
+            self.first, self.other = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            a, b = torch.relu(self.first(x)), torch.relu(self.other(x))
+            return self.second(torch.cat([a, b], 1)) + self.last(torch.cat([b, a], 1))
+
+    torch.manual_seed(0)
+    model, x = Backwards().eval(), torch.randn(2, 4)
+    groups = dp.param_groups(model, dp.GroupLasso(1.0), coupled=True, example_input=x)
+    (group,) = [group for group in groups if group["penalty"] is not None]
+    assert [name for name, _ in group["params"]] == ["last.weight", "second.weight"]
+    opt = dp.RMDA(groups, lr=1.0)
+    with torch.no_grad():
+        members = group["penalty"].coupling.members
+        for (_, param), member in zip(group["params"], members, strict=True):
+            param[:, list(member.groups).index(0)] = 0
+    assert [layer.size for layer in dp.structure(opt).layers] == [6]
+    slim = dp.shrink(model, x, latency=False)
+    widths = slim.first.out_features, slim.other.out_features  # pyright: ignore
+    assert sum(widths) == 6  # the one dead group is one channel that goes

@@ -179,7 +179,7 @@ def test_widths_stay_multiples() -> None:
     assert loose.first.normalized_shape == (4,)
 
 
-def fitted(target: dp.TargetSize, **options: Any) -> Any:
+def fitted(target: dp.TargetSize, tied: bool = False, **options: Any) -> Any:
     torch.manual_seed(0)
     tokens = torch.randint(0, 9, (160, 6))
     batches = [(one, one.flip(1)) for one in tokens.split(16)]
@@ -187,7 +187,7 @@ def fitted(target: dp.TargetSize, **options: Any) -> Any:
     def loss(scores: Tensor, wanted: Tensor) -> Tensor:
         return cross_entropy(scores.flatten(0, 1), wanted.flatten())
 
-    return dp.fit(Model(), batches, 4, target, loss=loss, latency=False, **options)
+    return dp.fit(Model(tied=tied), batches, 4, target, loss=loss, latency=False, **options)
 
 
 def test_a_fit_narrows_the_stream_where_it_must() -> None:
@@ -197,6 +197,8 @@ def test_a_fit_narrows_the_stream_where_it_must() -> None:
     assert small.plan.narrow_norms and small.is_reached
     assert any("residual stream" in note for note in small.notes)
     assert small.model.norm.weight.shape[0] < WIDTH / 2
+    tied = fitted(dp.TargetSize(params=0.1), tied=True)
+    assert tied.is_reached and tied.model.head.weight is tied.model.tokens.weight
     with pytest.raises(ValueError, match="cannot be reached"):
         fitted(dp.TargetSize(params=0.1), narrow_norms=False)
     with pytest.raises(ValueError, match="cannot be reached"):

@@ -1,7 +1,7 @@
 """From a model to param groups: which weight is penalized along which axis."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
@@ -213,7 +213,15 @@ def _coupled(
         param = model.get_parameter(name)
         own = wanted[id(param)].along(1, 1, 1) if name in able else None
         joint[id(param)] = own, f"its {note}"
+    order = {id(param): place for place, param in enumerate(model.parameters())}
     for coupled in (with_own_groups(coupled, able) for coupled in found.sets):
+        # Members of a coupling are in the order of the parameters in their param group.
+        coupled = replace(
+            coupled,
+            readers=tuple(
+                sorted(coupled.readers, key=lambda r: order[id(model.get_parameter(r.name))])
+            ),
+        )
         penalty = _joint_penalty(model, coupled, wanted)
         for reader in coupled.readers:
             others = len(coupled.readers) - 1
