@@ -181,8 +181,10 @@ def remarks(records: Sequence[Record]) -> list[str]:
             star = "* " if mine[0]["unstructured"] else ""
             lines.append(f"- {star}{name}: {mine[0]['caveat']}.")
         if final:
-            tried = sum(record["tuning"] for record in mine)
-            lines.append(f"- {name}: setting `{final[0]['setting']}`, the best of {tried} tries.")
+            # Of the tries that there are, the runs may have been given fewer to choose from.
+            tried = min(max(r["tries"] for r in final), sum(r["tuning"] for r in mine))
+            chosen = f"the best of {tried} tries" if tried > 1 else "the only one tried"
+            lines.append(f"- {name}: setting `{final[0]['setting']}`, {chosen}.")
         if broken:
             reasons = dict.fromkeys(record["error"] for record in broken)
             what = "could not run" if not final else f"failed {len(broken)} times"
