@@ -48,6 +48,7 @@ class Level:
         self.base: Penalty = unit.group["penalty"]
         self.problem: Subproblem | None = None
         self._critical: Tensor | None = None
+        self._descending: list[float] = []
 
     @property
     def unit(self) -> Unit:
@@ -73,6 +74,11 @@ class Level:
         moved = self.opt.has_moved(self.unit.params[0])
         self.problem = self.opt.last_subproblem(self.unit) if moved else None
         self._critical = _critical_strengths(self.problem, self.base) if self.problem else None
+        self._descending = (
+            []
+            if self._critical is None
+            else self._critical.flatten().sort(descending=True)[0].tolist()
+        )
 
     def become(self, penalty: Penalty) -> None:
         """Have another penalty on the same groups from now on."""
@@ -123,6 +129,12 @@ class Level:
         """The strength nearest to this one, up to `MARGIN`, with a live share in [low, high]."""
         count = self.group_count
         least, most = math.ceil(low * count - 1e-9), math.floor(high * count + 1e-9)
+        if self._critical is not None:  # of equal ones all live or none
+            if least > 0:
+                strength = min(strength, self._descending[least - 1] * (1 - MARGIN))
+            if most < count:
+                strength = max(strength, self._descending[most] * (1 + MARGIN))
+            return strength
         alive = self.live(strength).count()
         if alive < least:
             return self._bisected(strength, least, downwards=True)
