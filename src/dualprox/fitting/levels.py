@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class Level:
         """The unit, with the optimizer's present param group: loading a state makes new ones."""
         return replace(self._unit, group=self.opt.param_groups[self.number])
 
-    @property
+    @cached_property
     def group_count(self) -> int:
         """How many groups there are, or the largest rank."""
         return self.everything().total()
