@@ -92,6 +92,10 @@ def share(model: nn.Module, small: nn.Module, data: Any, measure: str) -> float:
     return after.parameters / before.parameters
 
 
+class StopError(Exception):
+    """The process is gone."""
+
+
 def fitted(name: str = "mlp", epochs: int = 6, target: Any = None, **more: Any) -> dp.Fit:
     settings = {"latency": False, **more}
     model = settings.pop("model") if "model" in settings else network(name)

@@ -92,14 +92,15 @@ def test_without_a_refit_there_is_no_rate_of_it() -> None:
 
 
 def test_convolutions_keep_most_of_the_width_of_an_even_cut() -> None:
-    result = fitted("cnn", 6, target=dp.TargetSize(params=0.1))
-    assert result.plan.least_width == pytest.approx(0.7 * math.sqrt(0.1))
-    before = [m.in_channels for m in network("cnn").modules() if isinstance(m, nn.Conv2d)]
-    after = [m.in_channels for m in result.model.modules() if isinstance(m, nn.Conv2d)]
-    assert all(
-        left >= min(was, math.ceil(was * result.plan.least_width))
-        for was, left in zip(before[1:], after[1:], strict=True)
-    )
+    def width(**bounds: Any) -> tuple[float, int]:
+        result: Any = fitted("cnn", 6, target=dp.TargetSize(params=0.05, **bounds))
+        return result.plan.least_width, result.model[4].in_channels
+
+    share, kept = width()
+    assert share == pytest.approx(0.7 * math.sqrt(0.05))
+    assert kept >= math.ceil(share * 12)
+    unbound, alone = width(at_most={"*": 1.0})
+    assert not unbound and alone < math.ceil(share * 12)
     count = sum(param.numel() for param in network("cnn").parameters())
     frozen: Any = network("cnn")
     frozen[4].weight.requires_grad_(False)  # the one with groups

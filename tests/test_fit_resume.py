@@ -12,14 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dualprox as dp
 from dualprox.fitting.result import Progress
-from fitting_cases import batches, network
+from fitting_cases import StopError, batches, network
 from lab_runs import assert_equal
 
 LOW_RANK = dp.NuclearNorm(1.0)  # nothing needs to be traced
-
-
-class StopError(Exception):
-    """The process is gone."""
 
 
 def loader(name: str) -> DataLoader[Any]:

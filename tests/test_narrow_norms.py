@@ -12,6 +12,7 @@ from torch.nn import Linear, Sequential
 from torch.nn.functional import cross_entropy
 
 import dualprox as dp
+from fitting_cases import StopError
 from shrinking import kill, run, shrunk, why
 
 WIDTH, KEPT = 12, (1, 2, 5, 7, 10)
@@ -208,9 +209,6 @@ def test_a_fit_narrows_the_stream_where_it_must() -> None:
 def test_a_fit_that_narrows_goes_on_to_the_same_bits(tmp_path: Any) -> None:
     target = dp.TargetSize(params=0.1)
     whole = fitted(target)
-
-    class StopError(Exception):
-        pass
 
     def stop(row: Any) -> None:
         if row.epoch == 3:

@@ -49,7 +49,7 @@ class Level:
         self.base: Penalty = unit.group["penalty"]
         self.problem: Subproblem | None = None
         self._critical: Tensor | None = None
-        self._descending: list[float] = []
+        self._descending: list[float] | None = None
 
     @property
     def unit(self) -> Unit:
@@ -75,11 +75,7 @@ class Level:
         moved = self.opt.has_moved(self.unit.params[0])
         self.problem = self.opt.last_subproblem(self.unit) if moved else None
         self._critical = _critical_strengths(self.problem, self.base) if self.problem else None
-        self._descending = (
-            []
-            if self._critical is None
-            else self._critical.flatten().sort(descending=True)[0].tolist()
-        )
+        self._descending = None
 
     def become(self, penalty: Penalty) -> None:
         """Have another penalty on the same groups from now on."""
@@ -131,6 +127,8 @@ class Level:
         count = self.group_count
         least, most = math.ceil(low * count - 1e-9), math.floor(high * count + 1e-9)
         if self._critical is not None:  # of equal ones all live or none
+            if self._descending is None:
+                self._descending = self._critical.flatten().sort(descending=True)[0].tolist()
             if least > 0:
                 strength = min(strength, self._descending[least - 1] * (1 - MARGIN))
             if most < count:
