@@ -12,6 +12,7 @@ from torch.nn import Linear, Sequential
 from torch.nn.functional import cross_entropy
 
 import dualprox as dp
+from dualprox.shrinking.norms import NarrowNorms
 from fitting_cases import StopError
 from shrinking import kill, run, shrunk, why
 
@@ -178,6 +179,40 @@ def test_widths_stay_multiples() -> None:
     assert slim.first.normalized_shape == (8,)
     loose: Any = dp.shrink(model, x, narrow_norms=True, round_to=4, lossy=True, latency=False)
     assert loose.first.normalized_shape == (4,)
+
+
+@pytest.mark.parametrize("make", [dp.RMDA, dp.RAMDA])
+def test_training_goes_on_as_with_norms_over_the_channels_that_stay(make: Any) -> None:
+    torch.manual_seed(0)
+    dense, x = Small().double(), torch.randn(40, 4, dtype=torch.float64)
+    targets = torch.randint(3, (40,))
+    for writer in (dense.lift, dense.down):  # what writes dead channels counts in other groups
+        writer.weight.data[[*GONE]] = 0
+    groups = dp.param_groups(
+        dense, dp.GroupLasso(1e-3), coupled=True, example_input=x, narrow_norms=True
+    )
+    opt = make(groups, lr=0.02, momentum=0.5)
+    large = NarrowNorms(dense, dict.fromkeys(["first.weight", "last.weight"], torch.tensor(KEPT)))
+
+    def steps(model: nn.Module, by: dp.ProximalOptimizer, count: int) -> None:
+        for _ in range(count):
+            by.zero_grad()
+            cross_entropy(model(x), targets).backward()
+            by.step()
+
+    steps(large, opt, 3)
+    twin, twin_opt = copy.deepcopy((dense, opt))
+    wide, _ = dp.shrink_training(*copy.deepcopy((dense, opt)), x)
+    assert wide.first.normalized_shape == (WIDTH,)
+    slim, plan = dp.shrink_training(twin, twin_opt, x, narrow_norms=True)
+    assert slim.first.normalized_shape == (len(KEPT),)
+    steps(large, opt, 5)
+    steps(slim, twin_opt, 5)
+    for name, param in slim.named_parameters():
+        expected = dense.get_parameter(name)
+        for axis, kept in plan.keep.get(name, {}).items():
+            expected = expected.index_select(axis, torch.tensor(kept))
+        torch.testing.assert_close(param, expected, rtol=1e-9, atol=1e-12)
 
 
 def fitted(target: dp.TargetSize, tied: bool = False, **options: Any) -> Any:

@@ -28,6 +28,7 @@ def shrink_training(
     *,
     round_to: int = 1,
     select_inputs: bool = False,
+    narrow_norms: bool = False,
 ) -> tuple[nn.Module, Plan]:
     """Go on training on a smaller network: what is dead at the structured point is removed.
 
@@ -47,6 +48,8 @@ def shrink_training(
         example_input: as in `shrink`.
         round_to: as in `shrink`.
         select_inputs: as in `shrink`; for groups of ``param_groups(..., select_inputs=True)``.
+        narrow_norms: as in `shrink`; for groups of ``param_groups(..., narrow_norms=True)``. From
+            here on training is that of the network whose norms look at the channels that stay.
 
     Returns:
         The smaller network, and the plan that leads to it. ``later.after(earlier)`` joins two
@@ -73,7 +76,8 @@ def shrink_training(
     require_ordinary(model, "shrink_training")
     inputs = Inputs.of(example_input)
     with opt.structured():
-        plan = Compaction(model, inputs, round_to=round_to, fold=False).plan
+        found = Compaction(model, inputs, round_to=round_to, fold=False, narrow_norms=narrow_norms)
+        plan = found.plan
         if select_inputs:
             selection = selection_of(apply_plan(model, plan), inputs, round_to)
             plan = replace(plan, select=selection.kept)
