@@ -20,11 +20,11 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import distribute_tensor
 
 import dualprox as dp
 from contracts import OPTIMIZERS
 from processes import Case, outcomes
+from sharded_worker import cut
 
 PENALTY = dp.GroupLasso(0.02)
 Meshes = dict[int, DeviceMesh]
@@ -45,11 +45,6 @@ def train(model: nn.Module, opt: dp.ProximalOptimizer, steps: range) -> None:
         opt.step()
 
 
-def distribute_like(tensor: torch.Tensor, other: Any) -> Any:
-    """The tensor cut as another is."""
-    return distribute_tensor(tensor, other.device_mesh, other.placements)
-
-
 def made(maker: Any, mesh: DeviceMesh | None, penalty: dp.Penalty = PENALTY) -> tuple[Any, Any]:
     """The network, sharded over a mesh or on one process, and its optimizer."""
     model = mlp()
@@ -65,7 +60,8 @@ def freeze(model: nn.Module, opt: dp.ProximalOptimizer) -> None:
     weight: Any = model.get_parameter("0.weight")
     live = torch.ones(weight.shape, dtype=weight.dtype)
     live[:, 2] = 0
-    weight.data.mul_(distribute_like(live, weight) if hasattr(weight, "placements") else live)
+    sharded = hasattr(weight, "placements")
+    weight.data.mul_(cut(live, weight.device_mesh, weight.placements) if sharded else live)
     opt.freeze_structure_()
 
 

@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Partial, Replicate, Shard
 
 import dualprox as dp
 from contracts import OPTIMIZERS, Maker
 from coupled_cases import PENALTIES, STREAM, coupled
 from dualprox.kernels import native
-from sharded_worker import Case, Traffic, full
+from sharded_worker import Case, Traffic, cut, full
 
 STEPS = 3
 
@@ -44,7 +44,7 @@ class Problem:
     def cut(self, tensors: Sequence[torch.Tensor]) -> list[Any]:
         """Full tensors, of which this process keeps its parts."""
         return [
-            tensor if place is None else distribute_tensor(tensor, place[0], place[1])
+            tensor if place is None else cut(tensor, place[0], place[1])
             for tensor, place in zip(tensors, self.places, strict=True)
         ]
 
@@ -295,7 +295,7 @@ def talks_of_nothing(mesh: Any, maker: Maker) -> None:
 
 def is_left_to_eager_torch(mesh: Any) -> None:
     """No kernel steps a part as if it were all."""
-    param: Any = nn.Parameter(distribute_tensor(torch.ones(4, 2), mesh, [Shard(0)]))
+    param: Any = nn.Parameter(cut(torch.ones(4, 2), mesh, [Shard(0)]))
     opt = dp.RMDA([{"params": [param], "penalty": dp.GroupLasso(0.1)}])
     with mock.patch.object(native, "why_unavailable", return_value=None):
         assert native.refusal(param, opt.state[param], None) == "it is a DTensor"
@@ -312,7 +312,7 @@ def keeps_nan(mesh: Any) -> None:
     """A NaN on one process is seen by all, in its group and nowhere else."""
     w = torch.ones(4, 6, dtype=torch.float64)
     w[3, 2] = torch.nan
-    part = distribute_tensor(w, mesh, [Shard(0)])
+    part = cut(w, mesh, [Shard(0)])
     joint: Any = dp.penalties.coupled.taken_by(dp.GroupLasso(0.1), [part])
     for found in (joint.coupling.amax(joint), joint.coupling.norm(joint)):
         assert found.isnan().tolist() == [False, False, True, False, False, False]
@@ -320,7 +320,7 @@ def keeps_nan(mesh: Any) -> None:
 
 def has_no_maximum(mesh: Any) -> None:
     """A part without entries says nothing of how large the largest is."""
-    part = distribute_tensor(-torch.ones(1, 6, dtype=torch.float64), mesh, [Shard(0)])
+    part = cut(-torch.ones(1, 6, dtype=torch.float64), mesh, [Shard(0)])
     joint: Any = dp.penalties.coupled.taken_by(dp.GroupLasso(0.1), [part])
     assert joint.coupling.amax(joint).tolist() == [-1.0] * 6
     assert float(joint.max()) == -1.0

@@ -24,10 +24,10 @@ def failures_of(module: str, world: int, folder: Path) -> Failures:
     """Of every case of a module, what each of `world` processes has to say: "" for none."""
     path = os.pathsep.join([str(WORKER.parent), *filter(None, sys.path)])
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    # One that crashes says where.
+    command = [sys.executable, "-X", "faulthandler", str(WORKER), module]
     workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), module, str(rank), str(world), str(folder)], env=env
-        )
+        subprocess.Popen([*command, str(rank), str(world), str(folder)], env=env)
         for rank in range(world)
     ]
     try:
