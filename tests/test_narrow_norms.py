@@ -202,9 +202,10 @@ def test_training_goes_on_as_with_norms_over_the_channels_that_stay(make: Any) -
 
     steps(large, opt, 3)
     twin, twin_opt = copy.deepcopy((dense, opt))
-    wide, _ = dp.shrink_training(*copy.deepcopy((dense, opt)), x)
+    wide: Any = dp.shrink_training(*copy.deepcopy((dense, opt)), x)[0]
     assert wide.first.normalized_shape == (WIDTH,)
-    slim, plan = dp.shrink_training(twin, twin_opt, x, narrow_norms=True)
+    small: tuple[Any, dp.Plan] = dp.shrink_training(twin, twin_opt, x, narrow_norms=True)
+    slim, plan = small
     assert slim.first.normalized_shape == (len(KEPT),)
     steps(large, opt, 5)
     steps(slim, twin_opt, 5)
