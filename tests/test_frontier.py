@@ -193,7 +193,22 @@ def test_a_try_that_misses_its_size_does_not_win():
     assert runner.choose(tries, False) == 0
     assert runner.choose([trial(0, 0.3, 0.9), trial(1, 0.2, 0.5)], True) == 1
     assert runner.choose([trial(0, 1.0, 0.9, None), trial(1, 1.0, 0.95, None)], True) == 1
-    assert runner.choose([{"status": "failed"}], True) is None
+    broken = {"status": "failed", "setting_number": 0, "target": 0.1}
+    assert runner.choose([broken], True) is None
+
+
+def test_tries_of_several_seeds_have_records_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setitem(record.TUNING_SEEDS, "tiny", (100, 101))
+    jobs = plan(tmp_path, (NARROW,)).tuning_jobs()
+    assert {job.seed for job in jobs} == {100, 101}
+    assert len({job.path(tmp_path) for job in jobs}) == len(jobs) == 2 * len(NARROW.settings)
+
+
+def test_a_try_is_judged_by_its_mean_over_seeds():
+    lucky = [trial(0, 0.1, 0.95), trial(0, 0.1, 0.80), trial(1, 0.1, 0.88), trial(1, 0.1, 0.89)]
+    assert runner.choose(lucky, True) == 1
+    broken = {"status": "failed", "setting_number": 1, "target": 0.1}
+    assert runner.choose([*lucky, broken], True) == 0
 
 
 def test_the_report_has_every_method_and_a_csv_line_for_each_final_run(tmp_path):

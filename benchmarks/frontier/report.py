@@ -182,7 +182,8 @@ def remarks(records: Sequence[Record]) -> list[str]:
             lines.append(f"- {star}{name}: {mine[0]['caveat']}.")
         if final:
             # Of the tries that there are, the runs may have been given fewer to choose from.
-            tried = min(max(r["tries"] for r in final), sum(r["tuning"] for r in mine))
+            settings = {r["setting_number"] for r in mine if r["tuning"]}
+            tried = min(max(r["tries"] for r in final), len(settings))
             chosen = f"the best of {tried} tries" if tried > 1 else "the only one tried"
             lines.append(f"- {name}: setting `{final[0]['setting']}`, {chosen}.")
         if broken:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from .methods import Method
 from .record import (
     TUNING_SEED,
+    TUNING_SEEDS,
     TUNING_SIZE,
     TUNING_SIZES,
     Job,
@@ -60,11 +62,12 @@ class Plan:
     pythons: Mapping[str, str] = field(default_factory=dict)
 
     def tuning_jobs(self) -> list[Job]:
-        """The tries, all of a task at one size and seed."""
+        """The tries, all of a task at one size and with the same seeds."""
         return [
-            Job(task, name, TUNING_SEED, size if method.sized else None, number, True)
+            Job(task, name, seed, size if method.sized else None, number, True)
             for task in self.tasks
             for size in (TUNING_SIZES.get(task, TUNING_SIZE),)
+            for seed in TUNING_SEEDS.get(task, (TUNING_SEED,))
             for name, method in self.methods.items()
             for number in range(min(self.tries, len(method.settings)))
         ]
@@ -86,24 +89,41 @@ def read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What a setting came to, as means over seeds."""
+
+    size: float
+    validation: float
+
+
+def trials(records: Sequence[dict[str, Any]]) -> dict[int, Trial]:
+    """The settings that came to something with every seed, by number."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for record in records:
+        found.setdefault(record["setting_number"], []).append(record)
+    return {
+        number: Trial(fmean(r["size"] for r in runs), fmean(r["validation"] for r in runs))
+        for number, runs in found.items()
+        if all(run["status"] == "ok" for run in runs)
+    }
+
+
 def choose(records: Sequence[dict[str, Any]], higher_is_better: bool) -> int | None:
     """The number of the best setting on validation; None if no try came to anything.
 
     Tries near the target size compete with each other; if none is, the smallest wins. Equal
     metrics go to the earlier setting.
     """
-    done = [record for record in records if record["status"] == "ok"]
-    if not done:
+    tried = trials(records)
+    if not tried:
         return None
-    met = [
-        record
-        for record in done
-        if record["target"] is None or record["size"] <= SIZE_TOLERANCE * record["target"]
-    ]
+    target = records[0]["target"]
+    met = [n for n in tried if target is None or tried[n].size <= SIZE_TOLERANCE * target]
     if not met:
-        return min(done, key=lambda record: record["size"])["setting_number"]
+        return min(tried, key=lambda number: tried[number].size)
     sign = -1 if higher_is_better else 1
-    return min(met, key=lambda record: sign * record["validation"])["setting_number"]
+    return min(met, key=lambda number: sign * tried[number].validation)
 
 
 def in_process(plan: Plan, job: Job) -> dict[str, Any]:
@@ -141,7 +161,7 @@ def in_subprocess(plan: Plan, job: Job) -> dict[str, Any]:
 def line(job: Job, record: dict[str, Any], done: int, total: int, seconds_left: float) -> str:
     """What is said when a run is done."""
     size = "" if job.target is None else f" {job.target:g}"
-    kind = f"try {job.setting}" if job.tuning else f"seed {job.seed}"
+    kind = f"try {job.setting}, seed {job.seed}" if job.tuning else f"seed {job.seed}"
     if record["status"] == "ok":
         metric = record["validation"] if job.tuning else record["test"]
         came = f"{record['metric']} {metric:.4f} at {100 * record['size']:.1f} %"
@@ -208,7 +228,9 @@ def run(plan: Plan, say: Callable[[str], object] = speak) -> None:
             say(f"{task} {method}: no setting came to anything: {records[0]['error']}")
         else:
             chosen[task, method] = number
-            say(f"{task} {method}: setting {number}: {records[number]['setting']}")
+            setting = dict(plan.methods[method].settings[number])
+            value = trials(records)[number].validation
+            say(f"{task} {method}: setting {number}, {value:.4f} on validation: {setting}")
     jobs = plan.final_jobs(chosen)
     say(f"final: {len(jobs)} runs")
     work(plan, jobs, say)
