@@ -17,7 +17,7 @@ from ..shrinking.inputs import ExampleInput
 from ..shrinking.measure import count_macs
 from .batches import Batch, Loss, example_of
 from .checkpoint import load, reading
-from .result import Fit, Watch, choose, has_layer_norms, search_share
+from .result import LEAST_WIDTH, Fit, Watch, choose, has_layer_norms, search_share
 from .stages import Fitting, convolutions
 from .target import OutOfReachError, TargetSize
 
@@ -167,7 +167,7 @@ def fit(
         plan = choose(
             optimizer or ("rmda" if low_rank else "ramda"), model, groups, epochs, steps_per_epoch,
             refit, lr, momentum, warmup, search, refit_optimizer, refit_lr, weight_decay, looks,
-            clip, narrow, least_width if convolutions(model, groups) else 0.0,
+            clip, narrow, least_width if convolutions(model, groups) else 0.0, share,
         )  # fmt: skip
         fitting = Fitting(
             model, loader, epochs, steps_per_epoch, target, loss, example_input, groups, plan,
@@ -177,8 +177,9 @@ def fit(
             return begun(narrow, 0.0)
         return fitting
 
-    own_groups = isinstance(penalty, ParamGroups)
-    least_width = 0.0 if own_groups else _least_width(model, example_input, target)
+    share = _share(model, example_input, target)
+    bounded = isinstance(penalty, ParamGroups) or target.at_least or target.at_most
+    least_width = 0.0 if bounded or share is None else LEAST_WIDTH * math.sqrt(share)
     try:
         fitting = begun(bool(narrow_norms), least_width)
     except OutOfReachError:
@@ -196,19 +197,15 @@ def fit(
     return fitting.run(kept)
 
 
-def _least_width(model: nn.Module, example_input: ExampleInput, target: TargetSize) -> float:
-    """The share of its channels that each convolution is to keep at least.
-
-    0.7 of what it would have if all were cut alike, the square root of the share of the size.
-    0 where that is not known, or the target has bounds.
-    """
-    if target.at_least or target.at_most or target.measure not in ("params", "macs"):
-        return 0.0
+def _share(model: nn.Module, example_input: ExampleInput, target: TargetSize) -> float | None:
+    """The share of parameters or multiplications that is asked for; None of another measure."""
+    if target.measure not in ("params", "macs"):
+        return None
     if target.measure == "macs":
         dense = 1 if isinstance(target.value, float) else count_macs(model, example_input)
     else:
         dense = sum(param.numel() for param in model.parameters())
-    return 0.7 * math.sqrt(target.share_of(dense))
+    return target.share_of(dense)
 
 
 def _count(loader: Iterable[Any]) -> int:

@@ -14,6 +14,11 @@ from .target import TargetSize
 Stage = Literal["warmup", "search", "hold", "refit"]
 Watch = Callable[["Progress"], None]
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# What convolutions keep at least, of the channels they would have if all were cut alike: the square
+# root of the share of the size. See docs/fit.md.
+LEAST_WIDTH = 0.7
+# The warmup ends with this many times the share of the size, of its learning rate; see docs/fit.md.
+_SETTLED = 5.0
 # By their names: model libraries have their own.
 _LAYER_NORMS = ("LayerNorm", "RMSNorm")
 
@@ -54,8 +59,10 @@ class Choices:
         search_epochs: epochs from there until the last restart.
         hold_epochs: epochs from there until the structure is fixed, at constant strength.
         refit_epochs: epochs of the slim network without penalty.
-        refit_optimizer: "sgd" (Nesterov momentum 0.9) or "adamw", with cosine decay to 0.
+        refit_optimizer: "sgd" (Nesterov momentum 0.9) or "adamw", with cosine decay.
         warmup_lr: the learning rate of the warmup at the start, by the same optimizer.
+        warmup_end: the share of it that is left at the end of the warmup: the less of the network
+            is to stay, the more it comes to rest before there is a choice.
         refit_lr: that of the refit; in the result of a `fit` the number that `refit_rate` found.
         weight_decay: of the refit.
         penalty: as text.
@@ -79,6 +86,7 @@ class Choices:
     refit_epochs: float
     refit_optimizer: str
     warmup_lr: float
+    warmup_end: float
     refit_lr: float | None
     weight_decay: float
     penalty: str
@@ -153,6 +161,7 @@ def choose(
     clip: float | None,
     narrow_norms: bool,
     least_width: float,
+    share: float | None,
 ) -> Choices:
     """Fill in what the caller left open; docs/fit.md says where the numbers come from."""
     until_cut = epochs * search_share(search, refit)
@@ -178,6 +187,7 @@ def choose(
         refit_epochs=epochs - until_cut,
         refit_optimizer=chosen,
         warmup_lr=rate if refit_lr is None else refit_lr,
+        warmup_end=0.0 if share is None else min(1.0, _SETTLED * share),
         refit_lr=refit_lr,
         weight_decay=decay if weight_decay is None else weight_decay,
         penalty=penalty,

@@ -153,8 +153,9 @@ class Fitting:
 
     def _set_rate(self, optimizer: torch.optim.Optimizer) -> None:
         first, last = (self.cut_at, self.total) if self.is_cut else (0, self.begin)
+        end = 0.0 if self.is_cut else self.plan.warmup_end
         taken, steps = self.taken - first, last - first
-        share = (1 + math.cos(math.pi * taken / steps)) / 2
+        share = end + (1 - end) * (1 + math.cos(math.pi * taken / steps)) / 2
         if self.is_cut:  # what the cut has upset comes to rest first
             share *= min(1.0, (taken + 1) / (_RISE * steps))
         for group in optimizer.param_groups:
