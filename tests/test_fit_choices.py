@@ -55,6 +55,41 @@ def test_what_is_decided_depends_on_the_norms_of_the_network(
     assert max(looks) == round(steer * searched)
 
 
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The learning rates of torch's optimizers, step by step."""
+    found: list[float] = []
+    for kind in (torch.optim.AdamW, torch.optim.SGD):
+
+        def noted(optimizer: Any, *args: Any, step: Any = kind.step) -> Any:
+            found.append(optimizer.param_groups[0]["lr"])
+            return step(optimizer, *args)
+
+        monkeypatch.setattr(kind, "step", noted)
+    return found
+
+
+@pytest.mark.parametrize("optimizer", ["ramda", "rmda"])
+@pytest.mark.parametrize(
+    ("target", "end"),
+    [
+        (dp.TargetSize(params=0.05), 0.25),
+        (dp.TargetSize(params=0.5), 1.0),
+        (dp.TargetSize(macs=0.1), 0.5),
+        (dp.TargetSize(weighted_group_sparsity=0.5), 0.0),
+    ],
+    ids=str,
+)
+def test_the_warmup_comes_the_more_to_rest_the_less_is_to_stay(
+    target: dp.TargetSize, end: float, optimizer: Any, rates: list[float]
+) -> None:
+    plan = fitted("mlp", 10, target=target, optimizer=optimizer).plan
+    steps = round(plan.warmup_epochs * 8)
+    assert plan.warmup_end == pytest.approx(end)
+    fall = [(1 + math.cos(math.pi * t / steps)) / 2 for t in range(steps)]
+    assert rates[:steps] == pytest.approx([plan.warmup_lr * (end + (1 - end) * f) for f in fall])
+
+
 @pytest.mark.parametrize(
     ("name", "params", "options", "rate"),
     [
@@ -66,17 +101,9 @@ def test_what_is_decided_depends_on_the_norms_of_the_network(
     ],
 )
 def test_narrow_networks_are_refitted_by_longer_steps(
-    name: str, params: float, options: Any, rate: float, monkeypatch: pytest.MonkeyPatch
+    name: str, params: float, options: Any, rate: float, rates: list[float]
 ) -> None:
     """Of the share that was reached; up to it in a tenth of the steps, and down a cosine."""
-    rates: list[float] = []
-    for kind in (torch.optim.AdamW, torch.optim.SGD):
-
-        def noted(optimizer: Any, *args: Any, step: Any = kind.step) -> Any:
-            rates.append(optimizer.param_groups[0]["lr"])
-            return step(optimizer, *args)
-
-        monkeypatch.setattr(kind, "step", noted)
     result = fitted(name, 10, target=dp.TargetSize(params=params), **options)
     steps, first = round(result.plan.refit_epochs * 8), result.plan.refit_lr
     assert first == pytest.approx(rate, rel=0.03)
