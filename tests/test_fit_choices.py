@@ -152,6 +152,30 @@ def test_widths_are_free_where_bounds_are_given_or_nothing_is_known(
     assert fitted(name, 4, target=target).plan.least_width == 0.0
 
 
+class Block(nn.Module):
+    """Two convolutions beside the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Conv2d(12, 16, 3, padding=1), nn.Conv2d(16, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.outer(self.inner(x).relu())
+
+
+def test_a_stream_stays_wide_and_branches_beside_it_are_free() -> None:
+    torch.manual_seed(0)
+    stem, head = nn.Conv2d(1, 12, 3, padding=1), nn.Linear(12, 3)
+    model: Any = nn.Sequential(
+        stem, Block(), Block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head
+    )  # fmt: skip
+    result: Any = fitted("cnn", 6, model=model, target=dp.TargetSize(params=0.1))
+    share = 0.1 ** (1 / 3)
+    assert result.plan.least_width == pytest.approx(share)
+    assert result.is_reached and result.model[0].out_channels >= math.ceil(share * 12)
+    assert all(result.model[k].outer.in_channels < 0.7 * math.sqrt(0.1) * 16 for k in (1, 2))
+
+
 def test_a_bound_that_forbids_the_size_is_given_up() -> None:
     """Sizes that grow with the width and not with its square: an even cut is no guide."""
     torch.manual_seed(0)

@@ -1,6 +1,5 @@
 """`fit`: from a network and a wish to the network that grants it, in one call."""
 
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +16,8 @@ from ..shrinking.inputs import ExampleInput
 from ..shrinking.measure import count_macs
 from .batches import Batch, Loss, example_of
 from .checkpoint import load, reading
-from .result import LEAST_WIDTH, Fit, Watch, choose, has_layer_norms, search_share
-from .stages import Fitting, convolutions
+from .result import Fit, Watch, choose, has_layer_norms, search_share
+from .stages import Fitting, least_widths
 from .target import OutOfReachError, TargetSize
 
 
@@ -155,8 +154,9 @@ def fit(
     assert example_input is not None
     looks = 10 if target.measure == "latency_ms" else 50  # at each a network is cut and timed
 
-    def begun(narrow: bool, least_width: float) -> Fitting:
+    def begun(narrow: bool, bound: bool) -> Fitting:
         groups = _groups(model, penalty, example_input, select_inputs, narrow)
+        widths = least_widths(model, groups, share) if bound and share is not None else {}
         low_rank = _is_low_rank(groups)
         if low_rank:
             rule = "'rmda' or None with NuclearNorm, which has no formula in RAMDA's metric"
@@ -167,26 +167,25 @@ def fit(
         plan = choose(
             optimizer or ("rmda" if low_rank else "ramda"), model, groups, epochs, steps_per_epoch,
             refit, lr, momentum, warmup, search, refit_optimizer, refit_lr, weight_decay, looks,
-            clip, narrow, least_width if convolutions(model, groups) else 0.0, share,
+            clip, narrow, max(widths.values(), default=0.0), share,
         )  # fmt: skip
         fitting = Fitting(
             model, loader, epochs, steps_per_epoch, target, loss, example_input, groups, plan,
-            select_inputs, round_to, latency, progress, watch,
+            widths, select_inputs, round_to, latency, progress, watch,
         )  # fmt: skip
-        if plan.least_width and not fitting.control.allows_target():
-            return begun(narrow, 0.0)
+        if widths and not fitting.control.allows_target():
+            return begun(narrow, False)
         return fitting
 
     share = _share(model, example_input, target)
-    bounded = isinstance(penalty, ParamGroups) or target.at_least or target.at_most
-    least_width = 0.0 if bounded or share is None else LEAST_WIDTH * math.sqrt(share)
+    bound = not (isinstance(penalty, ParamGroups) or target.at_least or target.at_most)
     try:
-        fitting = begun(bool(narrow_norms), least_width)
+        fitting = begun(bool(narrow_norms), bound)
     except OutOfReachError:
         may_narrow = narrow_norms is None and (penalty is None or isinstance(penalty, GroupPenalty))
         if not (may_narrow and has_layer_norms(model)):
             raise
-        fitting = begun(True, least_width)
+        fitting = begun(True, bound)
         fitting.notes.append(
             "the size is out of reach with the whole residual stream: it lost channels, and layer "
             "norms take their statistics over those that stay"

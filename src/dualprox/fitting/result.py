@@ -14,9 +14,6 @@ from .target import TargetSize
 Stage = Literal["warmup", "search", "hold", "refit"]
 Watch = Callable[["Progress"], None]
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-# What convolutions keep at least, of the channels they would have if all were cut alike: the square
-# root of the share of the size. See docs/fit.md.
-LEAST_WIDTH = 0.7
 # The warmup ends with this many times the share of the size, of its learning rate; see docs/fit.md.
 _SETTLED = 5.0
 # By their names: model libraries have their own.
@@ -74,7 +71,8 @@ class Choices:
         every: optimizer steps between two looks at the size.
         clip: how many times as long as usual a gradient may be, see `fit`.
         narrow_norms: whether layer norms may look at fewer channels in the end.
-        least_width: share of its channels that each convolution keeps at least; 0 for no bound.
+        least_width: share of its channels that each convolution keeps at least, or, where they
+            share channels, each that does; 0 for no bound.
     """
 
     optimizer: str

@@ -42,6 +42,7 @@ class Fitting:
         example_input: ExampleInput,
         groups: ParamGroups,
         plan: Choices,
+        widths: dict[str, float],
         select_inputs: bool,
         round_to: int,
         latency: bool,
@@ -66,11 +67,10 @@ class Fitting:
             self.cut_at = max(self.hold_from, min(self.total - 1, cut_at))
         kinds: dict[str, Callable[..., DualAveraging]] = {"ramda": RAMDA, "rmda": RMDA}
         self.opt: DualAveraging = kinds[plan.optimizer](groups, lr=plan.lr, momentum=plan.momentum)
-        widths = dict.fromkeys(convolutions(model, groups), plan.least_width)
         self.control = SizeControl(
             self.opt,
             model,
-            replace(target, at_least=widths) if plan.least_width else target,
+            replace(target, at_least=widths) if widths else target,
             example_input,
             ramp_steps=max(1, round(plan.ramp * searched)),
             hold_from=searched,
@@ -328,15 +328,25 @@ class Fitting:
         return (small / large if isinstance(value, float) else float(small)), value
 
 
-def convolutions(model: nn.Module, groups: ParamGroups) -> list[str]:
-    """Weights of convolutions that have groups and are trained, by name."""
-    return [
-        row.name
+def least_widths(model: nn.Module, groups: ParamGroups, share: float) -> dict[str, float]:
+    """The share of its channels that each convolution is to keep at least, by its weight's name.
+
+    Channels that several layers read, a residual stream's, are what everything passes through:
+    share^(1/3) of them stay, and convolutions in the branches beside are free. Without such
+    channels each keeps 0.7 of the width that an even cut has, the square root of the share.
+    See docs/fit.md.
+    """
+    found = [
+        row
         for row in groups.rows
         if isinstance(row.penalty, GroupPenalty | Coupled)
         and model.get_parameter(row.name).requires_grad
         and isinstance(model.get_submodule(row.name.rpartition(".")[0]), _ConvNd)
     ]
+    streams = [row.name for row in found if isinstance(row.penalty, Coupled)]
+    if streams:
+        return dict.fromkeys(streams, share ** (1 / 3))
+    return dict.fromkeys((row.name for row in found), 0.7 * math.sqrt(share))
 
 
 def _decayed(model: nn.Module, decay: float) -> list[dict[str, Any]]:
