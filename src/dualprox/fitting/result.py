@@ -203,12 +203,13 @@ def choose(
 def refit_rate(plan: Choices, share: float) -> float:
     """The refit's learning rate for a network with this share of the dense one's parameters.
 
-    Adam's best rate goes with 1 / width, and parameters with width^2: 1.5e-3 / sqrt(share), but no
-    less than in the warmup. That of SGD stays.
+    Adam's best rate goes with 1 / width: 1.5e-3 / width, but no less than in the warmup. The width
+    is that of an even cut, the square root of the share, or that of the stream, if it is kept
+    wider. The rate of SGD stays.
 
     Source: Yang et al., Tensor Programs V (2022), table 3.
     """
     if plan.refit_lr is not None:
         return plan.refit_lr
-    narrow = 1.5e-3 / math.sqrt(share) if plan.refit_optimizer == "adamw" else 0.0
-    return max(plan.warmup_lr, narrow)
+    width = max(math.sqrt(share), plan.least_width)
+    return max(plan.warmup_lr, 1.5e-3 / width if plan.refit_optimizer == "adamw" else 0.0)

@@ -345,8 +345,9 @@ def least_widths(model: nn.Module, groups: ParamGroups, share: float) -> dict[st
     ]
     streams = [row.name for row in found if isinstance(row.penalty, Coupled)]
     if streams:
-        return dict.fromkeys(streams, share ** (1 / 3))
-    return dict.fromkeys((row.name for row in found), 0.7 * math.sqrt(share))
+        width: float = share ** (1 / 3)
+        return dict.fromkeys(streams, width)
+    return {row.name: 0.7 * math.sqrt(share) for row in found}
 
 
 def _decayed(model: nn.Module, decay: float) -> list[dict[str, Any]]:
