@@ -172,6 +172,7 @@ def test_a_stream_stays_wide_and_branches_beside_it_are_free() -> None:
     result: Any = fitted("cnn", 6, model=model, target=dp.TargetSize(params=0.1))
     share = 0.1 ** (1 / 3)
     assert result.plan.least_width == pytest.approx(share)
+    assert result.plan.refit_lr == pytest.approx(1.5e-3 / share)  # by steps of the stream's width
     assert result.is_reached and result.model[0].out_channels >= math.ceil(share * 12)
     assert all(result.model[k].outer.in_channels < 0.7 * math.sqrt(0.1) * 16 for k in (1, 2))
 
