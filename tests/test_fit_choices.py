@@ -24,6 +24,7 @@ class OwnRMSNorm(nn.Module):
     [
         ("mlp", [], "ramda", ("adamw", 3e-3), 0.65),
         ("mlp", [], "rmda", ("sgd", 0.05), 0.65),
+        ("cnn", [], "ramda", ("adamw", 6e-3), 0.65),
         ("cnn", [], "rmda", ("sgd", 0.1), 0.65),
         ("transformer", [], "ramda", ("adamw", 1.5e-3), 0.65),
         ("transformer", [], "rmda", ("adamw", 1.5e-3), 1.0),
@@ -73,9 +74,9 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.mark.parametrize(
     ("target", "end"),
     [
-        (dp.TargetSize(params=0.05), 0.25),
+        (dp.TargetSize(params=0.05), 0.5),
         (dp.TargetSize(params=0.5), 1.0),
-        (dp.TargetSize(macs=0.1), 0.5),
+        (dp.TargetSize(macs=0.07), 0.7),
         (dp.TargetSize(weighted_group_sparsity=0.5), 0.0),
     ],
     ids=str,
@@ -98,6 +99,8 @@ def test_the_warmup_comes_the_more_to_rest_the_less_is_to_stay(
         ("mlp", 0.05, {"refit_lr": 1e-3}, 1e-3),
         ("mlp", 0.05, {"optimizer": "rmda"}, 0.05),
         ("transformer", 0.6, {}, 1.5e-3 / math.sqrt(0.6)),
+        ("cnn", 0.05, {}, 3e-3 / math.sqrt(0.05)),
+        ("cnn", 0.05, {"optimizer": "rmda"}, 0.1),
     ],
 )
 def test_narrow_networks_are_refitted_by_longer_steps(
@@ -118,22 +121,30 @@ def test_without_a_refit_there_is_no_rate_of_it() -> None:
     assert fitted("mlp", 4, refit=False).plan.refit_lr is None
 
 
-def test_convolutions_keep_most_of_the_width_of_an_even_cut() -> None:
-    def width(**bounds: Any) -> tuple[float, int]:
-        result: Any = fitted("cnn", 6, target=dp.TargetSize(params=0.05, **bounds))
-        return result.plan.least_width, result.model[4].in_channels
+def test_layers_of_convolutional_networks_keep_most_of_the_width_of_an_even_cut() -> None:
+    """The linear layer, too: what it reads is what the last convolution writes."""
 
-    share, kept = width()
-    assert share == pytest.approx(0.7 * math.sqrt(0.05))
-    assert kept >= math.ceil(share * 12)
-    unbound, alone = width(at_most={"*": 1.0})
-    assert not unbound and alone < math.ceil(share * 12)
+    def widths(**bounds: Any) -> tuple[float, int, int]:
+        result: Any = fitted("cnn", 6, target=dp.TargetSize(params=0.12, **bounds))
+        return result.plan.least_width, result.model[4].in_channels, result.model[9].in_features
+
+    share, between, last = widths()
+    assert share == pytest.approx(0.7 * math.sqrt(0.12))
+    assert between >= math.ceil(share * 12) and last >= math.ceil(share * 16)
+    unbound, _, alone = widths(at_most={"*": 1.0})
+    assert not unbound and alone < math.ceil(share * 16)
+
+
+def test_a_frozen_convolution_has_no_width_to_keep() -> None:
+    model: Any = network("cnn")
+    model[4].weight.requires_grad_(False)  # the one with groups
+    assert not fitted("cnn", 4, model=model, target=dp.TargetSize(params=0.8)).plan.least_width
+
+
+def test_a_size_in_parameters_is_a_share_as_well() -> None:
     count = sum(param.numel() for param in network("cnn").parameters())
-    frozen: Any = network("cnn")
-    frozen[4].weight.requires_grad_(False)  # the one with groups
-    assert not fitted("cnn", 4, model=frozen, target=dp.TargetSize(params=0.8)).plan.least_width
-    by_number = fitted("cnn", 4, target=dp.TargetSize(params=count // 10))
-    assert by_number.plan.least_width == pytest.approx(0.7 * math.sqrt(count // 10 / count))
+    by_number = fitted("cnn", 4, target=dp.TargetSize(params=count // 8))
+    assert by_number.plan.least_width == pytest.approx(0.7 * math.sqrt(count // 8 / count))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ Stage = Literal["warmup", "search", "hold", "refit"]
 Watch = Callable[["Progress"], None]
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 # The warmup ends with this many times the share of the size, of its learning rate; see docs/fit.md.
-_SETTLED = 5.0
+_SETTLED = 10.0
 # By their names: model libraries have their own.
 _LAYER_NORMS = ("LayerNorm", "RMSNorm")
 
@@ -60,6 +60,8 @@ class Choices:
         warmup_lr: the learning rate of the warmup at the start, by the same optimizer.
         warmup_end: the share of it that is left at the end of the warmup: the less of the network
             is to stay, the more it comes to rest before there is a choice.
+        width_lr: the least learning rate by which AdamW refits, times the width of the slim network;
+            0 for SGD, whose rate does not depend on the width.
         refit_lr: that of the refit; in the result of a `fit` the number that `refit_rate` found.
         weight_decay: of the refit.
         penalty: as text.
@@ -71,8 +73,8 @@ class Choices:
         every: optimizer steps between two looks at the size.
         clip: how many times as long as usual a gradient may be, see `fit`.
         narrow_norms: whether layer norms may look at fewer channels in the end.
-        least_width: share of its channels that each convolution keeps at least, or, where they
-            share channels, each that does; 0 for no bound.
+        least_width: share of its channels that each layer of a convolutional network keeps at
+            least, or, where convolutions share channels, each of those; 0 for no bound.
     """
 
     optimizer: str
@@ -85,6 +87,7 @@ class Choices:
     refit_optimizer: str
     warmup_lr: float
     warmup_end: float
+    width_lr: float
     refit_lr: float | None
     weight_decay: float
     penalty: str
@@ -169,10 +172,12 @@ def choose(
     by_adam = optimizer == "ramda" or is_transformer
     chosen = refit_optimizer or ("adamw" if by_adam else "sgd")
     decay = 1e-2 if chosen == "adamw" else 5e-4
+    # With batch norms the scale of weights does not matter, and steps of twice the length are safe.
+    has_batch_norms = any(isinstance(module, _BATCH_NORMS) for module in model.modules())
+    times = 2 if has_batch_norms and not is_transformer else 1
+    rate, width_lr = 0.05 * times, 0.0
     if chosen == "adamw":
-        rate = 1.5e-3 if is_transformer else 3e-3
-    else:  # with batch norms the scale of weights does not matter, and larger steps are safe
-        rate = 0.1 if any(isinstance(m, _BATCH_NORMS) for m in model.modules()) else 0.05
+        rate, width_lr = 1.5e-3 if is_transformer else 3e-3 * times, 1.5e-3 * times
     restart = 0.65
     penalty = next(str(group["penalty"]) for group in groups if group["penalty"] is not None)
     return Choices(
@@ -186,6 +191,7 @@ def choose(
         refit_optimizer=chosen,
         warmup_lr=rate if refit_lr is None else refit_lr,
         warmup_end=0.0 if share is None else min(1.0, _SETTLED * share),
+        width_lr=width_lr,
         refit_lr=refit_lr,
         weight_decay=decay if weight_decay is None else weight_decay,
         penalty=penalty,
@@ -203,13 +209,13 @@ def choose(
 def refit_rate(plan: Choices, share: float) -> float:
     """The refit's learning rate for a network with this share of the dense one's parameters.
 
-    Adam's best rate goes with 1 / width: 1.5e-3 / width, but no less than in the warmup. The width
-    is that of an even cut, the square root of the share, or that of the stream, if it is kept
-    wider. The rate of SGD stays.
+    Adam's best rate goes with 1 / width: `plan.width_lr` / width, but no less than in the warmup.
+    The width is that of an even cut, the square root of the share, or that of the stream, if it is
+    kept wider. The rate of SGD stays.
 
     Source: Yang et al., Tensor Programs V (2022), table 3.
     """
     if plan.refit_lr is not None:
         return plan.refit_lr
     width = max(math.sqrt(share), plan.least_width)
-    return max(plan.warmup_lr, 1.5e-3 / width if plan.refit_optimizer == "adamw" else 0.0)
+    return max(plan.warmup_lr, plan.width_lr / width)

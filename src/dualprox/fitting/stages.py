@@ -329,25 +329,25 @@ class Fitting:
 
 
 def least_widths(model: nn.Module, groups: ParamGroups, share: float) -> dict[str, float]:
-    """The share of its channels that each convolution is to keep at least, by its weight's name.
+    """The share of its channels that each layer is to keep at least, by its weight's name.
 
-    Channels that several layers read, a residual stream's, are what everything passes through:
-    share^(1/3) of them stay, and convolutions in the branches beside are free. Without such
-    channels each keeps 0.7 of the width that an even cut has, the square root of the share.
-    See docs/fit.md.
+    Only networks with convolutions have such bounds. Channels that several convolutions read, a
+    residual stream's, are what everything passes through: share^(1/3) of them stay, and layers in
+    the branches beside are free. Without such channels each layer keeps 0.7 of the width that an
+    even cut has, the square root of the share. See docs/fit.md.
     """
-    found = [
-        row
+    found = {
+        row.name: row.penalty
         for row in groups.rows
         if isinstance(row.penalty, GroupPenalty | Coupled)
         and model.get_parameter(row.name).requires_grad
-        and isinstance(model.get_submodule(row.name.rpartition(".")[0]), _ConvNd)
-    ]
-    streams = [row.name for row in found if isinstance(row.penalty, Coupled)]
+    }
+    reading = [n for n in found if isinstance(model.get_submodule(n.rpartition(".")[0]), _ConvNd)]
+    streams = [name for name in reading if isinstance(found[name], Coupled)]
     if streams:
         width: float = share ** (1 / 3)
         return dict.fromkeys(streams, width)
-    return {row.name: 0.7 * math.sqrt(share) for row in found}
+    return dict.fromkeys(found if reading else (), 0.7 * math.sqrt(share))
 
 
 def _decayed(model: nn.Module, decay: float) -> list[dict[str, Any]]:
