@@ -60,8 +60,8 @@ class Choices:
         warmup_lr: the learning rate of the warmup at the start, by the same optimizer.
         warmup_end: the share of it that is left at the end of the warmup: the less of the network
             is to stay, the more it comes to rest before there is a choice.
-        width_lr: the least learning rate by which AdamW refits, times the width of the slim network;
-            0 for SGD, whose rate does not depend on the width.
+        width_lr: over the width of the slim network, the learning rate of a refit by AdamW, unless
+            the warmup's is higher; 0 for SGD, whose rate does not depend on the width.
         refit_lr: that of the refit; in the result of a `fit` the number that `refit_rate` found.
         weight_decay: of the refit.
         penalty: as text.
