@@ -24,7 +24,7 @@ class OwnRMSNorm(nn.Module):
     [
         ("mlp", [], "ramda", ("adamw", 3e-3), 0.65),
         ("mlp", [], "rmda", ("sgd", 0.05), 0.65),
-        ("cnn", [], "ramda", ("adamw", 6e-3), 0.65),
+        ("cnn", [], "ramda", ("adamw", 3e-3), 0.65),
         ("cnn", [], "rmda", ("sgd", 0.1), 0.65),
         ("transformer", [], "ramda", ("adamw", 1.5e-3), 0.65),
         ("transformer", [], "rmda", ("adamw", 1.5e-3), 1.0),
@@ -89,6 +89,17 @@ def test_the_warmup_comes_the_more_to_rest_the_less_is_to_stay(
     assert plan.warmup_end == pytest.approx(end)
     fall = [(1 + math.cos(math.pi * t / steps)) / 2 for t in range(steps)]
     assert rates[:steps] == pytest.approx([plan.warmup_lr * (end + (1 - end) * f) for f in fall])
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "rate"),
+    [("cnn", 0.5, 3e-3), ("cnn", 0.08, 3.75e-3), ("cnn", 0.03, 6e-3), ("mlp", 0.03, 3e-3)],
+)
+def test_with_batch_norms_the_warmup_of_small_ones_takes_longer_steps(
+    name: str, params: float, rate: float
+) -> None:
+    plan = fitted(name, 4, target=dp.TargetSize(params=params)).plan
+    assert plan.warmup_lr == pytest.approx(rate)
 
 
 @pytest.mark.parametrize(

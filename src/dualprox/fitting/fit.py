@@ -84,10 +84,10 @@ def fit(
         warmup: share of the epochs at the start without penalty; None decides.
         search: share of the epochs until the structure is fixed, all but the refit; None decides.
         refit_optimizer: None is "adamw" for "ramda" and for networks with layer norms, else "sgd".
-        refit_lr: of refit and warmup. None is, in the warmup, 3e-3 for "adamw", 1.5e-3 with layer
-            norms, and 0.05 for "sgd", each twice as much with batch norms; in the refit the same,
-            but for "adamw" at least 1.5e-3 / sqrt(share of the parameters), with batch norms twice
-            that: narrow networks take longer steps.
+        refit_lr: of refit and warmup. None is, for "sgd", 0.05, with batch norms 0.1; for "adamw"
+            in the warmup 3e-3, with layer norms 1.5e-3, with batch norms up to 6e-3 below a tenth
+            of the size; in the refit at least 1.5e-3 / sqrt(share of the parameters), with batch
+            norms twice that: narrow networks take longer steps.
         weight_decay: of the refit; None decides.
         clip: a gradient longer than this many times its usual norm, a running mean over the steps
             before, is scaled down to that; in all stages. None for no clipping.

@@ -172,12 +172,15 @@ def choose(
     by_adam = optimizer == "ramda" or is_transformer
     chosen = refit_optimizer or ("adamw" if by_adam else "sgd")
     decay = 1e-2 if chosen == "adamw" else 5e-4
-    # With batch norms the scale of weights does not matter, and steps of twice the length are safe.
+    end = None if share is None else min(1.0, _SETTLED * share)
+    # With batch norms the scale of weights does not matter, and longer steps are safe.
     has_batch_norms = any(isinstance(module, _BATCH_NORMS) for module in model.modules())
-    times = 2 if has_batch_norms and not is_transformer else 1
-    rate, width_lr = 0.05 * times, 0.0
-    if chosen == "adamw":
-        rate, width_lr = 1.5e-3 if is_transformer else 3e-3 * times, 1.5e-3 * times
+    if chosen == "sgd":
+        rate, width_lr = (0.1 if has_batch_norms else 0.05), 0.0
+    elif is_transformer or not has_batch_norms:
+        rate, width_lr = (1.5e-3 if is_transformer else 3e-3), 1.5e-3
+    else:  # in a warmup that comes down, too
+        rate, width_lr = 3e-3 * min(2.0, 1 / (end or 1.0)), 3e-3
     restart = 0.65
     penalty = next(str(group["penalty"]) for group in groups if group["penalty"] is not None)
     return Choices(
@@ -190,7 +193,7 @@ def choose(
         refit_epochs=epochs - until_cut,
         refit_optimizer=chosen,
         warmup_lr=rate if refit_lr is None else refit_lr,
-        warmup_end=0.0 if share is None else min(1.0, _SETTLED * share),
+        warmup_end=end or 0.0,
         width_lr=width_lr,
         refit_lr=refit_lr,
         weight_decay=decay if weight_decay is None else weight_decay,
