@@ -37,7 +37,7 @@ def train_ours(
     return Outcome(result.model, Clock(), notes={"fit": result.notes, "chosen": vars(result.plan)})
 
 
-RAMDA_RATES = ({}, {"lr": 5e-3}, {"lr": 5e-3, "refit_optimizer": "sgd", "refit_lr": 0.1})
+RAMDA_RATES = ({}, {"lr": 5e-3}, {"lr": 1e-3})
 RMDA_RATES = ({}, {"refit_lr": 0.1}, {"refit_optimizer": "adamw"})
 RAMDA = Method("dualprox_ramda", partial(train_ours, optimizer="ramda"), RAMDA_RATES)
 RMDA = Method("dualprox_rmda", partial(train_ours, optimizer="rmda"), RMDA_RATES)
