@@ -22,7 +22,9 @@ from .tasks import Task
 FORMAT = 1
 # A try is one run, or where runs differ by more than settings do, the mean over several.
 TUNING_SEED = 100
-TUNING_SEEDS = dict.fromkeys(("resnet20_cifar4000", "fsdd_conv1d"), (TUNING_SEED, 101, 102))
+TUNING_SEEDS: dict[str, tuple[int, ...]] = dict.fromkeys(
+    ("resnet20_cifar4000", "fsdd_conv1d"), (TUNING_SEED, 101, 102)
+)
 # Settings are tried at a tenth of the parameters, or at what a network can be made to have.
 TUNING_SIZES = {"lm_wikitext2": 0.3}
 TUNING_SIZE = 0.1
