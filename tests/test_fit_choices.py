@@ -132,8 +132,8 @@ def test_without_a_refit_there_is_no_rate_of_it() -> None:
     assert fitted("mlp", 4, refit=False).plan.refit_lr is None
 
 
-def test_layers_of_convolutional_networks_keep_most_of_the_width_of_an_even_cut() -> None:
-    """The linear layer, too: what it reads is what the last convolution writes."""
+def test_convolutions_keep_most_of_the_width_of_an_even_cut() -> None:
+    """The layer behind them, too: what it reads is what the last convolution writes."""
 
     def widths(**bounds: Any) -> tuple[float, int, int]:
         result: Any = fitted("cnn", 6, target=dp.TargetSize(params=0.12, **bounds))
@@ -144,6 +144,16 @@ def test_layers_of_convolutional_networks_keep_most_of_the_width_of_an_even_cut(
     assert between >= math.ceil(share * 12) and last >= math.ceil(share * 16)
     unbound, _, alone = widths(at_most={"*": 1.0})
     assert not unbound and alone < math.ceil(share * 16)
+
+
+def test_hidden_units_behind_convolutions_are_free() -> None:
+    model: Any = network("cnn")
+    model.pop(-1)
+    model.extend([nn.Linear(16, 400), nn.ReLU(), nn.Linear(400, 3)])
+    result: Any = fitted("cnn", 6, model=model, target=dp.TargetSize(params=0.05))
+    assert result.plan.least_width == pytest.approx(0.7 * math.sqrt(0.05))
+    assert result.model[-3].in_features >= math.ceil(result.plan.least_width * 16)
+    assert result.model[-1].in_features < result.plan.least_width * 400
 
 
 def test_a_frozen_convolution_has_no_width_to_keep() -> None:

@@ -73,8 +73,8 @@ class Choices:
         every: optimizer steps between two looks at the size.
         clip: how many times as long as usual a gradient may be, see `fit`.
         narrow_norms: whether layer norms may look at fewer channels in the end.
-        least_width: share of its channels that each layer of a convolutional network keeps at
-            least, or, where convolutions share channels, each of those; 0 for no bound.
+        least_width: share of its channels that each convolution keeps at least, and the layer
+            behind the last; or, where convolutions share channels, each that does; 0 for no bound.
     """
 
     optimizer: str

@@ -329,12 +329,12 @@ class Fitting:
 
 
 def least_widths(model: nn.Module, groups: ParamGroups, share: float) -> dict[str, float]:
-    """The share of its channels that each layer is to keep at least, by its weight's name.
+    """The share of what it reads that a layer is to keep at least, by its weight's name.
 
-    Only networks with convolutions have such bounds. Channels that several convolutions read, a
-    residual stream's, are what everything passes through: share^(1/3) of them stay, and layers in
-    the branches beside are free. Without such channels each layer keeps 0.7 of the width that an
-    even cut has, the square root of the share. See docs/fit.md.
+    Only channels of convolutions have such bounds. Those that several convolutions read, a residual
+    stream's, are what everything passes through: share^(1/3) of them stay, and branches beside them
+    are free. Without such channels each convolution, and the layer registered behind the last one,
+    keeps 0.7 of the width that an even cut has, the square root of the share. See docs/fit.md.
     """
     found = {
         row.name: row.penalty
@@ -342,12 +342,14 @@ def least_widths(model: nn.Module, groups: ParamGroups, share: float) -> dict[st
         if isinstance(row.penalty, GroupPenalty | Coupled)
         and model.get_parameter(row.name).requires_grad
     }
-    reading = [n for n in found if isinstance(model.get_submodule(n.rpartition(".")[0]), _ConvNd)]
-    streams = [name for name in reading if isinstance(found[name], Coupled)]
+    names = list(found)
+    convs = [n for n in names if isinstance(model.get_submodule(n.rpartition(".")[0]), _ConvNd)]
+    streams = [name for name in convs if isinstance(found[name], Coupled)]
     if streams:
         width: float = share ** (1 / 3)
         return dict.fromkeys(streams, width)
-    return dict.fromkeys(found if reading else (), 0.7 * math.sqrt(share))
+    behind = names[names.index(convs[-1]) + 1 :][:1] if convs else []
+    return dict.fromkeys(convs + behind, 0.7 * math.sqrt(share))
 
 
 def _decayed(model: nn.Module, decay: float) -> list[dict[str, Any]]:
