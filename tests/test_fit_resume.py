@@ -50,6 +50,7 @@ def assert_same_fit(one: dp.Fit, other: dp.Fit) -> None:
     [
         ("mlp", {"optimizer": "ramda"}),
         ("mlp", {"penalty": LOW_RANK}),
+        ("mlp", {"target": dp.TargetSize(nonzeros=0.3)}),
         ("cnn", {"penalty": dp.GroupLasso(1.0), "optimizer": "rmda", "refit": False}),
     ],
 )

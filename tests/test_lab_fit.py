@@ -50,7 +50,13 @@ def test_the_network_in_the_folder_has_the_size_and_scores_as_told(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "target", [["--macs", "800"], ["--weighted-group-sparsity", "0.5"], ["--latency-ms", "1000"]]
+    "target",
+    [
+        ["--macs", "800"],
+        ["--weighted-group-sparsity", "0.5"],
+        ["--latency-ms", "1000"],
+        ["--nonzeros", "0.2"],
+    ],
 )
 def test_other_sizes_can_be_asked_for(target: list[str], tmp_path: Path) -> None:
     args = ["fit", "digits_mlp_rmda", *target, "--out", str(tmp_path / "fit"), *SHORT]
@@ -84,7 +90,7 @@ def test_too_little_sparsity_is_not_taken_for_a_small_network() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["digits_mlp_ramda"], "one of params, macs, latency_ms, weighted_group_sparsity must be"),
+        (["digits_mlp_ramda"], "one of params, macs, latency_ms, weighted_group_sparsity, non"),
         (["digits_mlp_ramda", "--params", "0.1", "--macs", "9"], "exactly one of params, macs"),
         (["digits_mlp_ramda", "--params", "small"], "--params must be a number, got 'small'"),
         (["digits_mlp_ramda", "--params", "1.5"], "params must be a share in (0, 1] or an int"),
@@ -97,6 +103,7 @@ def test_too_little_sparsity_is_not_taken_for_a_small_network() -> None:
         (["digits_mlp_dense", "--params", "0.1"], "optimizer must be RamdaSpec or RmdaSpec"),
         (["digits_mlp_prox_sgd", "--params", "0.1"], "optimizer must be RamdaSpec or RmdaSpec"),
         (["digits_mlp_lowrank", "--params", "0.1"], "penalty must be one of groups for a fit"),
+        (["digits_mlp_lowrank", "--nonzeros", "0.1"], "one of groups or entries for nonzeros"),
         (["fsdd_conv1d_ramda", "--params", "0.1"], "data_dir must be a folder that holds fsdd/"),
         (
             ["digits_mlp_ramda", "--params", "0.1", "--set", "milestones=1"],

@@ -34,6 +34,11 @@ def plain(name: str, shape: tuple[int, ...], **more: Any) -> Case:
     return Case(made, [shape], lambda s: oracle(name, **arguments, strength=s))
 
 
+def entries(name: str) -> Case:
+    made = getattr(dp, name)(0.4)
+    return Case(made, [CONV], lambda s: oracle(name, strength=s))
+
+
 def joint(name: str = "GroupLasso", **more: Any) -> Case:
     fixed = {**coupled_cases.PENALTIES[name], **more}
 
@@ -54,6 +59,8 @@ CASES = {
     "conv groups": plain("GroupLasso", CONV, conv_groups=2),
     "coupled": joint(),
     "coupled unweighted": joint(size_weighted=False),
+    "l1": entries("L1"),
+    "l0": entries("L0"),
 }
 OTHERS = {
     "mcp": plain("GroupMCP", LINEAR, gamma=3.0),
@@ -100,6 +107,8 @@ def live_by_solving(case: Case, level: Level, strength: float) -> list[bool]:
     if isinstance(psi, coupled_oracle.Coupled):
         return psi.live(psi.metric_prox(a, d, tau))
     shape, own = case.shapes[0], case.penalty
+    if isinstance(own, dp.SeparablePenalty):
+        return (psi.metric_prox(a, d, tau) != 0).tolist()
     assert isinstance(own, dp.GroupPenalty)
     point = psi.metric_prox(a.reshape(shape), d.reshape(shape), tau).ravel()
     groups = groups_of(shape, own.axis, own.block, own.conv_groups)
@@ -161,7 +170,7 @@ def test_the_rank_is_that_of_the_solution(method: str) -> None:
 def test_within_is_the_nearest_strength_that_keeps_the_bounds(name: str) -> None:
     level = trained({**CASES, **OTHERS}[name], "ramda")
     count = level.group_count
-    grid = np.geomspace(1e-2, 50.0, 60)
+    grid = np.r_[1e-6, np.geomspace(1e-2, 50.0, 60)]
     alive = np.array([level.live(float(s)).count() for s in grid])
     assert alive[0] == count and alive[-1] == 0
     for low, high in ((0.3, 0.7), (0.5, 1.0), (0.0, 0.5)):

@@ -9,13 +9,14 @@ import dualprox as dp
 GOOD: list[dict[str, Any]] = [
     {"params": 0.5}, {"params": 1.0}, {"params": 1}, {"params": 12_345}, {"macs": 1e-3},
     {"macs": 10**9}, {"latency_ms": 0.1}, {"latency_ms": 3}, {"weighted_group_sparsity": 0},
-    {"weighted_group_sparsity": 0.99},
+    {"weighted_group_sparsity": 0.99}, {"nonzeros": 0.05}, {"nonzeros": 999},
 ]  # fmt: skip
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({}, "one of params, macs, latency_ms, weighted_group_sparsity must be given, got none"),
+    ({}, "one of params, macs, latency_ms, weighted_group_sparsity, nonzeros must be given, got "
+     "none"),
     ({"params": 0.5, "macs": 0.5}, r"exactly one of .* must be given, got params=0.5, macs=0.5"),
     *(({name: value}, rf"{name} must be a share in \(0, 1\] or an int >= 1, got ")
-      for name in ("params", "macs")
+      for name in ("params", "macs", "nonzeros")
       for value in (0, 0.0, -0.5, 1.5, -3, float("nan"), float("inf"), True, "0.5")),
     *(({"latency_ms": value}, "latency_ms must be a number > 0, got ")
       for value in (0, -1.0, float("nan"), float("inf"), True, "1")),

@@ -8,6 +8,7 @@ import dualprox as dp
 from .methods import Method, Outcome, Setting
 from .tasks import Task
 from .training import Clock
+from .unstructured import CAVEAT, nonzero
 
 
 def train_ours(
@@ -18,6 +19,7 @@ def train_ours(
     optimizer: Literal["rmda", "ramda"],
     penalty: dp.Penalty | None = None,
     refit: bool = True,
+    single: bool = False,
 ) -> Outcome:
     """One call of `dualprox.fit`; the setting goes to it as it is."""
     options: dict[str, Any] = {"select_inputs": task.selects_inputs, **setting}
@@ -25,7 +27,7 @@ def train_ours(
         task.make_model(seed),
         task.loader(seed),
         epochs=task.epochs,
-        target=dp.TargetSize(params=target),
+        target=dp.TargetSize(nonzeros=target) if single else dp.TargetSize(params=target),
         loss=task.loss,
         example_input=task.example_input,
         optimizer=optimizer,
@@ -34,7 +36,9 @@ def train_ours(
         latency=False,
         **options,
     )
-    return Outcome(result.model, Clock(), notes={"fit": result.notes, "chosen": vars(result.plan)})
+    count = nonzero(result.model) if single else None
+    notes = {"fit": result.notes, "chosen": vars(result.plan)}
+    return Outcome(result.model, Clock(), nonzero=count, notes=notes)
 
 
 RAMDA_RATES = ({}, {"lr": 5e-3}, {"lr": 1e-3})
@@ -65,4 +69,27 @@ RMDA_NO_REFIT = Method(
     RMDA_RATES,
     caveat="cut at the end, not trained after",
 )
-OURS = (RAMDA, RMDA, RAMDA_CONVEX, RMDA_CONVEX, RAMDA_NO_REFIT, RMDA_NO_REFIT)
+RAMDA_SINGLE = Method(
+    "dualprox_ramda_single",
+    partial(train_ours, optimizer="ramda", single=True),
+    RAMDA_RATES,
+    unstructured=True,
+    caveat=CAVEAT,
+)
+RMDA_SINGLE = Method(
+    "dualprox_rmda_single",
+    partial(train_ours, optimizer="rmda", single=True),
+    RMDA_RATES,
+    unstructured=True,
+    caveat=CAVEAT,
+)
+OURS = (
+    RAMDA,
+    RMDA,
+    RAMDA_CONVEX,
+    RMDA_CONVEX,
+    RAMDA_NO_REFIT,
+    RMDA_NO_REFIT,
+    RAMDA_SINGLE,
+    RMDA_SINGLE,
+)

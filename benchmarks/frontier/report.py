@@ -79,13 +79,17 @@ def curves_of(records: Sequence[Record]) -> Curves:
     return {name: sorted(points, key=lambda p: p.size) for name, points in curves.items()}
 
 
-def rivals(curves: Curves, records: Sequence[Record]) -> Curves:
-    """The curves of the peers that make networks smaller."""
-    loose = {record["method"] for record in records if record["unstructured"]}
+def of_kind(records: Sequence[Record], *, unstructured: bool) -> list[Record]:
+    """The runs of methods whose networks have single zeros, or of the others."""
+    return [record for record in records if record["unstructured"] is unstructured]
+
+
+def rivals(curves: Curves) -> Curves:
+    """The curves of the peers."""
     return {
         name: curve
         for name, curve in curves.items()
-        if name != "dense" and name not in loose and not name.startswith(OURS)
+        if name != "dense" and not name.startswith(OURS)
     }
 
 
@@ -128,7 +132,6 @@ def task_table(records: Sequence[Record]) -> str:
         + " | seconds | times as fast, batch 1 | batch 64 |",
         "|---" * (len(targets) + 4) + "|",
     ]
-    peers = rivals(curves, final)
     for name, curve in curves.items():
         runs = [r for r in final if r["method"] == name and r["status"] == "ok"]
         label = f"{name} *" if runs[0]["unstructured"] else name
@@ -149,13 +152,17 @@ def task_table(records: Sequence[Record]) -> str:
         seconds = f"{fmean(run['train_seconds'] for run in runs):.0f}"
         cells += [seconds, latency(smallest, 1), latency(smallest, 64)]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    lines += ["", *ours_against(curves, peers, first["metric"]), *remarks(records)]
+    lines.append("")
+    for unstructured in (False, True):  # each beside its like
+        alike = curves_of(of_kind(final, unstructured=unstructured))
+        lines += ours_against(alike, first["metric"])
+    lines += remarks(records)
     return "\n".join(lines)
 
 
-def ours_against(curves: Curves, peers: Curves, metric: str) -> list[str]:
+def ours_against(curves: Curves, metric: str) -> list[str]:
     """Our points beside the best peer at the same size."""
-    lines = []
+    lines, peers = [], rivals(curves)
     for name, curve in curves.items():
         for point in curve if name.startswith(OURS) else ():
             winner = best(peers, point.size, metric == "accuracy")
@@ -193,17 +200,20 @@ def remarks(records: Sequence[Record]) -> list[str]:
     return lines
 
 
-def draw(axes: "Axes", records: Sequence[Record], colors: Mapping[str, str], *, macs: bool) -> None:
-    """One panel: every method, mean and range over seeds, and the envelope of the peers."""
-    final = [record for record in records if not record["tuning"]]
+def draw(axes: "Axes", records: Sequence[Record], colors: Mapping[str, str], across: str) -> None:
+    """One panel: every method, mean and range over seeds, and the envelope of the peers.
+
+    Args:
+        axes: to draw on.
+        records: of final runs.
+        colors: by method.
+        across: what is asked for, "size", or "macs".
+    """
     metric = records[0]["metric"]
     scale = 100 if metric == "accuracy" else 1
-    curves = curves_of(final)
-    loose = {record["method"] for record in final if record["unstructured"]}
+    curves = curves_of(records)
     for name, curve in curves.items():
-        if macs and name in loose:
-            continue
-        across = [100 * (point.macs if macs else point.size) for point in curve]
+        sizes = [100 * (point.macs if across == "macs" else point.size) for point in curve]
         up = [scale * point.mean for point in curve]
         # The mean of equal numbers may be rounded past them.
         down = [scale * max(point.mean - point.low, 0.0) for point in curve]
@@ -213,37 +223,33 @@ def draw(axes: "Axes", records: Sequence[Record], colors: Mapping[str, str], *, 
             continue
         ours = name.startswith(OURS)
         axes.errorbar(
-            across,
+            sizes,
             up,
             yerr=[down, above],
             label=name,
             color=colors[name],
-            linestyle="--" if name in loose else "-",
             linewidth=2.4 if ours else 1.2,
             marker="o" if ours else ".",
             capsize=2,
             zorder=3 if ours else 2,
         )
-    if not macs:
-        edge = envelope(rivals(curves, final), metric == "accuracy")
-        if edge:
-            sizes, values = zip(*edge, strict=True)
-            axes.plot(
-                [100 * size for size in sizes],
-                [scale * value for value in values],
-                color="black",
-                alpha=0.15,
-                linewidth=6,
-                label="best peer",
-                zorder=1,
-            )
+    edge = envelope(rivals(curves), metric == "accuracy") if across == "size" else []
+    if edge:
+        axes.plot(
+            [100 * size for size, _ in edge],
+            [scale * value for _, value in edge],
+            color="black",
+            alpha=0.15,
+            linewidth=6,
+            label="best peer",
+            zorder=1,
+        )
     zoom(axes, curves, metric)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     ticks = [tick for tick in TICKS if low <= tick <= high]
     axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("MACs, % of dense" if macs else "parameters, % of dense")
     axes.set_ylabel("test accuracy, %" if metric == "accuracy" else "test perplexity")
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -264,7 +270,7 @@ def zoom(axes: "Axes", curves: Curves, metric: str) -> None:
 
 
 def figure(records: Sequence[Record]) -> "Figure":
-    """Both panels of one task."""
+    """The panels of one task: smaller networks by parameters and MACs, and single zeros."""
     from matplotlib.figure import Figure
 
     methods = list(dict.fromkeys(record["method"] for record in records))
@@ -272,12 +278,24 @@ def figure(records: Sequence[Record]) -> "Figure":
     theirs = [name for name in methods if not name.startswith(OURS)]
     colors = {name: OUR_COLORS[place % len(OUR_COLORS)] for place, name in enumerate(ours)}
     colors |= {name: COLORS[place % len(COLORS)] for place, name in enumerate(theirs)}
-    made = Figure(figsize=(11, 4.4), layout="constrained")
-    left, right = made.subplots(1, 2)
-    draw(left, records, colors, macs=False)
-    draw(right, records, colors, macs=True)
-    left.set_title(records[0]["task"], loc="left", fontsize=10)
-    left.legend(frameon=False, fontsize=7)
+    final = [record for record in records if not record["tuning"]]
+    smaller, sparse = (of_kind(final, unstructured=loose) for loose in (False, True))
+    dense = [record for record in final if record["method"] == "dense"]
+    panels = [
+        ("parameters, % of dense", "size", smaller),
+        ("MACs, % of dense", "macs", smaller),
+        ("nonzeros, % of dense: single zeros, no smaller network", "size", [*dense, *sparse]),
+    ]
+    if not sparse:
+        del panels[2]
+    made = Figure(figsize=(5.2 * len(panels), 5.2), layout="constrained")
+    for axes, (label, across, shown) in zip(made.subplots(1, len(panels)), panels, strict=True):
+        draw(axes, shown, colors, across)
+        axes.set_xlabel(label)
+        if across == "size":  # below the panel, where no curve runs
+            where = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}
+            axes.legend(frameon=False, fontsize=7, ncols=2, **where)
+    made.axes[0].set_title(records[0]["task"], loc="left", fontsize=10)
     return made
 
 

@@ -25,6 +25,9 @@ from .sizes import Sizes
 from .target import TargetSize
 
 
+_LANDINGS = 5  # bisections, each with a network cut, until one has the nonzeros asked for
+
+
 @dataclass(frozen=True)
 class SizeRecord:
     """What the control did at one moment.
@@ -228,10 +231,30 @@ class SizeControl:
         """Set the strength at which the structured point has the target size now; return its size.
 
         For a refit, right before the structure is frozen: the sums stay what they were. A structure
-        that is held stays as it is, unless it has become larger than the target.
+        that is held stays as it is, unless it has become larger than the target. Of nonzeros those
+        count that the network has once it is cut: with channels go entries that lead nowhere.
         """
+        if self.target.measure == "nonzeros":
+            return self._land_nonzeros()
         now = self.size()
         return now if self.is_held and now <= self.goal else self._steer(self.goal, weigh=False)
+
+    def _land_nonzeros(self) -> float:
+        def left(goal: float) -> float:
+            self._steer(goal, weigh=False)
+            return self.sizes.nonzeros(self.cut()) / self.sizes.footprint.dense.parameters
+
+        low = self.goal
+        if left(low) >= low * (1 - self.target.tolerance / 3):
+            return self.size()
+        high = low
+        while high < 1.0 and left(high) <= self.goal:
+            low, high = high, min(1.0, 1.5 * high)
+        for _ in range(_LANDINGS):
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if left(middle) <= self.goal else (low, middle)
+        left(low)
+        return self.size()
 
     def size(self) -> float:
         """The share of the dense size that the structured point has, with the present strength."""

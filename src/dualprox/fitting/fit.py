@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from ..checks import is_count, is_real, require
 from ..grouping import ParamGroups, param_groups
 from ..kinds import check_kinds
-from ..penalties import GroupL0, GroupPenalty, Penalty
+from ..penalties import L0, GroupL0, GroupPenalty, Penalty
 from ..penalties.low_rank import SpectralPenalty
 from ..shrinking.inputs import ExampleInput
 from ..shrinking.measure import count_macs
@@ -18,7 +18,7 @@ from .batches import Batch, Loss, example_of
 from .checkpoint import load, reading
 from .result import Fit, Watch, choose, has_layer_norms, search_share
 from .stages import Fitting, least_widths
-from .target import OutOfReachError, TargetSize
+from .target import COUNTS, OutOfReachError, TargetSize
 
 
 def fit(
@@ -60,6 +60,8 @@ def fit(
 
     The penalty is the number of live groups (`GroupL0`) unless another is given: in so few epochs a
     convex penalty strong enough to remove groups also shrinks those that stay to nearly nothing.
+    For a target of nonzeros it is the number of entries (`L0`). What a target counts as zeros, of
+    groups or entries, is held at zero in the refit.
 
     Args:
         model: any module that torch.export can trace; trained in place until it is cut. Move it to
@@ -73,7 +75,7 @@ def fit(
         optimizer: of search and hold; "ramda" suits all networks, "rmda" those that SGD trains.
             None is "rmda" for `NuclearNorm`, whose subproblem has no formula in RAMDA's metric,
             and "ramda" otherwise.
-        penalty: None is `GroupL0` on coupled groups; another is put on coupled groups if it has
+        penalty: None is `GroupL0` on coupled groups, or `L0` for nonzeros; another is put on coupled groups if it has
             groups, or comes as what `param_groups` returned. Its strength does not matter. With
             `NuclearNorm` layers become two thin ones, see `factorize`.
         refit: whether there is a refit; without, hold lasts to the end.
@@ -156,7 +158,7 @@ def fit(
     looks = 10 if target.measure == "latency_ms" else 50  # at each a network is cut and timed
 
     def begun(narrow: bool, bound: bool) -> Fitting:
-        groups = _groups(model, penalty, example_input, select_inputs, narrow)
+        groups = _groups(model, chosen, example_input, select_inputs, narrow)
         widths = least_widths(model, groups, share) if bound and share is not None else {}
         low_rank = _is_low_rank(groups)
         if low_rank:
@@ -178,12 +180,13 @@ def fit(
             return begun(narrow, False)
         return fitting
 
+    chosen = penalty or (L0(1.0) if target.measure == "nonzeros" else GroupL0(1.0))
     share = _share(model, example_input, target)
     bound = not (isinstance(penalty, ParamGroups) or target.at_least or target.at_most)
     try:
         fitting = begun(bool(narrow_norms), bound)
     except OutOfReachError:
-        may_narrow = narrow_norms is None and (penalty is None or isinstance(penalty, GroupPenalty))
+        may_narrow = narrow_norms is None and isinstance(chosen, GroupPenalty)
         if not (may_narrow and has_layer_norms(model)):
             raise
         fitting = begun(True, bound)
@@ -199,7 +202,7 @@ def fit(
 
 def _share(model: nn.Module, example_input: ExampleInput, target: TargetSize) -> float | None:
     """The share of parameters or multiplications that is asked for; None of another measure."""
-    if target.measure not in ("params", "macs"):
+    if target.measure not in COUNTS:
         return None
     if target.measure == "macs":
         dense = 1 if isinstance(target.value, float) else count_macs(model, example_input)
@@ -219,14 +222,13 @@ def _count(loader: Iterable[Any]) -> int:
 
 def _groups(
     model: nn.Module,
-    penalty: Penalty | ParamGroups | None,
+    chosen: Penalty | ParamGroups,
     example_input: ExampleInput,
     select_inputs: bool,
     narrow_norms: bool,
 ) -> ParamGroups:
-    if isinstance(penalty, ParamGroups):
-        return penalty
-    chosen = GroupL0(1.0) if penalty is None else penalty
+    if isinstance(chosen, ParamGroups):
+        return chosen
     if not chosen.own_strength():
         chosen = chosen.with_strength(1.0)
     if not isinstance(chosen, GroupPenalty):

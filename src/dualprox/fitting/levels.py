@@ -17,6 +17,8 @@ from ..optim.bundle import as_tensor, tensors_of
 from ..optim.solve import solve
 from ..optim.unit import Unit
 from ..penalties import (
+    L0,
+    L1,
     Coupled,
     GroupL0,
     GroupLasso,
@@ -24,6 +26,7 @@ from ..penalties import (
     NuclearNorm,
     Penalty,
     Rank,
+    SeparablePenalty,
     Support,
 )
 from ..penalties.coupled import taken_by
@@ -56,11 +59,12 @@ class Level:
         """The unit, with the optimizer's present param group: loading a state makes new ones."""
         return replace(self._unit, group=self.opt.param_groups[self.number])
 
-    @cached_property
+    @property
     def group_count(self) -> int:
         """How many groups there are, or the largest rank."""
-        return self.everything().total()
+        return self.everything.total()
 
+    @cached_property
     def everything(self) -> Support | Rank:
         """The structure in which all lives."""
         point = self.unit.point([torch.zeros_like(param) for param in self.unit.params])
@@ -107,13 +111,13 @@ class Level:
     def live(self, strength: float) -> Support | Rank:
         """What lives at a strength; before the first step everything."""
         if self.problem is None:
-            return self.everything()
+            return self.everything
         penalty = self.base.with_strength(strength)
         if self._critical is not None and isinstance(self.base, NuclearNorm):
             return Rank(int((self._critical > strength).sum()), self._critical.numel())
         if self._critical is not None:
-            size = _grouped(self.base, self.unit.params)[1]
-            return Support(self._critical > strength, size)
+            assert isinstance(self.everything, Support)
+            return replace(self.everything, live=self._critical > strength)
         start = as_tensor([param.detach() for param in self.unit.params])
         problem = replace(self.problem, penalty=penalty)
         point = solve(problem, start.to(problem.linear.dtype), self.unit.group.get("solver")).point
@@ -167,7 +171,9 @@ class Level:
 def require_sizes(levels: Sequence[Level], names: Sequence[list[str]], measure: str) -> None:
     """Raise TypeError for a penalty whose structure says nothing of a measure of size."""
     for level, own in zip(levels, names, strict=True):
-        if measure == "weighted_group_sparsity":
+        if measure == "nonzeros":
+            ok, rule = isinstance(level.base, SeparablePenalty), "penalties on entries, as L0 is"
+        elif measure == "weighted_group_sparsity":
             ok, rule = not isinstance(level.base, SpectralPenalty), "penalties with groups"
         else:
             ok = isinstance(level.base, Coupled | GroupPenalty | SpectralPenalty)
@@ -189,14 +195,6 @@ def require_own_groups(
             )
 
 
-def _grouped(penalty: Penalty, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
-    """The partition of the tensors into groups, and the sizes of these."""
-    if isinstance(penalty, Coupled):
-        return penalty.coupling, penalty.coupling.size()
-    assert isinstance(penalty, GroupPenalty)
-    return penalty.slices, penalty.slices.size(tensors[0].shape)
-
-
 def _critical_strengths(problem: Subproblem, penalty: Penalty) -> Tensor | None:
     """The least strength that kills each group or singular value, where that is a formula.
 
@@ -205,12 +203,18 @@ def _critical_strengths(problem: Subproblem, penalty: Penalty) -> Tensor | None:
         ||a_g|| <= tau lambda_g                  for group LASSO,
         <a_g, D^-1 a_g> / 2 <= tau lambda_g      for group L0.
 
-    The i-th singular value with the nuclear norm is zero iff sigma_i(a) <= tau lambda, where D is a
+    L1 and L0 have a group for each entry. The i-th singular value with the nuclear norm is zero iff sigma_i(a) <= tau lambda, where D is a
     number.
     """
     if isinstance(penalty, NuclearNorm) and isinstance(problem.metric, int | float):
         values = torch.linalg.svdvals(whole(problem.pull()).flatten(1).double())
         return values / float(problem.threshold)
+    if isinstance(penalty, L1 | L0):
+        pull = whole(problem.pull())
+        if isinstance(penalty, L0):
+            metric = problem.metric
+            pull = pull * pull / (2 * (whole(metric) if isinstance(metric, Tensor) else metric))
+        return pull.abs().flatten() / float(problem.threshold)
     inner = penalty.penalty if isinstance(penalty, Coupled) else penalty
     if type(inner) not in (GroupLasso, GroupL0):
         return None

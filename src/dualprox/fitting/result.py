@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ..grouping import ParamGroups
+from ..penalties import SeparablePenalty
 from ..shrinking.report import ShrinkReport
 from .target import TargetSize
 
@@ -167,7 +168,10 @@ def choose(
     """Fill in what the caller left open; docs/fit.md says where the numbers come from."""
     until_cut = epochs * search_share(search, refit)
     warm = epochs * warmup if warmup is not None else 0.6 * until_cut
-    hold = 0.1 * (until_cut - warm)
+    penalties = [group["penalty"] for group in groups if group["penalty"] is not None]
+    # At constant strength nothing holds entries that a count charges, and no group LASSO can.
+    loose = any(isinstance(p, SeparablePenalty) and not p.is_convex for p in penalties)
+    hold = 0.0 if loose else 0.1 * (until_cut - warm)
     is_transformer = has_layer_norms(model)  # these train badly by SGD, and by long steps
     by_adam = optimizer == "ramda" or is_transformer
     chosen = refit_optimizer or ("adamw" if by_adam else "sgd")
@@ -182,7 +186,6 @@ def choose(
     else:  # in a warmup that comes down, too
         rate, width_lr = 3e-3 * min(2.0, 1 / (end or 1.0)), 3e-3
     restart = 0.65
-    penalty = next(str(group["penalty"]) for group in groups if group["penalty"] is not None)
     return Choices(
         optimizer=optimizer,
         lr=lr if lr is not None else (2e-3 if optimizer == "ramda" else 0.5),
@@ -197,7 +200,7 @@ def choose(
         width_lr=width_lr,
         refit_lr=refit_lr,
         weight_decay=decay if weight_decay is None else weight_decay,
-        penalty=penalty,
+        penalty=str(penalties[0]),
         ramp=0.52,
         restart=restart,
         # Heads are few and large: at a strength left alone RMDA lost all but one of each block.

@@ -13,7 +13,7 @@ from ..shrinking.factorize import factorizable
 from ..shrinking.footprint import Footprint
 from ..shrinking.inputs import ExampleInput
 from .levels import Level, slices_alive
-from .target import OutOfReachError, TargetSize
+from .target import COUNTS, ZEROS, OutOfReachError, TargetSize
 
 
 class Sizes:
@@ -52,12 +52,16 @@ class Sizes:
             and isinstance(model.get_submodule(own[0].rpartition(".")[0]), nn.Linear)
         ]
         self.footprint = Footprint(model, example_input, selected, round_to, narrow_norms)
-        ranks = [isinstance(level.everything(), Rank) for level in levels]
+        whole = [level.everything for level in levels]
+        ranks = [isinstance(structure, Rank) for structure in whole]
         self.has_ranks, self.has_groups = any(ranks), not all(ranks)
+        self._entries = sum(s.entries() for s in whole if isinstance(s, Support))
+        if target.measure == "nonzeros":
+            self._entries = self.footprint.dense.parameters
         self._thin = factorizable(model, example_input) if self.has_ranks else set[str]()
 
     def wanted(self) -> float:
-        """The share of a target of parameters, multiplications or sparsity."""
+        """The share of any target but a latency."""
         dense = self.footprint.dense
         return self.target.share_of(dense.macs if self._counts_macs else dense.parameters)
 
@@ -68,21 +72,13 @@ class Sizes:
     def at(self, strengths: Sequence[float]) -> float:
         """The share that is left with these strengths, one for each level."""
         found = [level.live(own) for level, own in zip(self.levels, strengths, strict=True)]
-        if self.target.measure != "weighted_group_sparsity":
-            return self._share(found)
-        dead = total = 0
-        for structure in found:
-            assert isinstance(structure, Support)
-            sizes = torch.as_tensor(structure.group_size).expand(structure.total())
-            dead += int(sizes[~structure.live.cpu()].sum())
-            total += int(sizes.sum())
-        return 1 - dead / total
+        return self._share(found)
 
     def least(self, shares: Sequence[float]) -> float:
         """The share that is left if only these shares of the groups of each level live."""
         found: list[Support | Rank] = []
         for level, share in zip(self.levels, shares, strict=True):
-            whole = level.everything()
+            whole = level.everything
             kept = math.ceil(share * whole.total() - 1e-9)
             if isinstance(whole, Support):
                 live = torch.arange(whole.total()).view_as(whole.live) < kept
@@ -93,7 +89,7 @@ class Sizes:
 
     def require_reachable(self, goal: float) -> None:
         """Raise OutOfReachError for a share below what is left with everything dead."""
-        if self.target.measure not in ("params", "macs"):
+        if self.target.measure not in COUNTS:
             return
         least = self.least([0.0] * len(self.levels))
         if least > goal * (1 + self.target.tolerance):
@@ -103,7 +99,22 @@ class Sizes:
                 "stays free"
             )
 
+    def nonzeros(self, slim: nn.Module) -> int:
+        """The parameters of a network that was cut, less the zeros in penalized weights."""
+        return sum(p.numel() for p in slim.parameters()) - sum(
+            int((param == 0).sum()) for param in self.penalized(slim)
+        )
+
+    def penalized(self, slim: nn.Module) -> list[nn.Parameter]:
+        """Those of its weights that have penalties."""
+        params = dict(slim.named_parameters())
+        return [params[name] for names in self.names for name in names if name in params]
+
     def _share(self, found: Sequence[Support | Rank]) -> float:
+        if self.target.measure in ZEROS:
+            supports = [structure for structure in found if isinstance(structure, Support)]
+            dead = sum(support.dead_entries() for support in supports)
+            return 1 - dead / self._entries
         live: dict[str, Any] = {}
         ranks: dict[str, int] = {}
         for level, names, structure in zip(self.levels, self.names, found, strict=True):

@@ -23,7 +23,7 @@ from .batches import Batch, Loss, loss_of
 from .clipping import Clipping
 from .control import SizeControl
 from .result import Choices, Fit, Progress, Stage, Watch, refit_rate
-from .target import TargetSize
+from .target import ZEROS, TargetSize
 
 _RISE = 0.1  # share of the refit in which its learning rate comes up
 
@@ -87,6 +87,9 @@ class Fitting:
         self.plain_lr = plan.warmup_lr
         self.plain = self._plain(model) if self.begin else None
         self.is_cut = False
+        # After the cut, the weights of the slim network whose zeros stay, and which of them live.
+        self.sparse: list[Tensor] = []
+        self.masks: list[Tensor] = []
         self.epoch = self.taken = 0
         self.held = self.landed = 0.0
         self.clipping = Clipping(plan.clip)
@@ -119,6 +122,9 @@ class Fitting:
         optimizer = self.opt if self.plain is None else self.plain
         optimizer.zero_grad()
         value.backward()
+        for param, live in zip(self.sparse, self.masks, strict=True):
+            if param.grad is not None:
+                param.grad.mul_(live)
         self.clipping.clip_(self.model)
         if self.plain is not None:
             self._set_rate(self.plain)
@@ -179,8 +185,13 @@ class Fitting:
 
     def _begin_refit(self) -> None:
         self.model = self.control.cut().train()
-        sizes = [sum(param.numel() for param in m.parameters()) for m in (self.model, self.dense)]
-        self.plain_lr = refit_rate(self.plan, sizes[0] / sizes[1])
+        left, dense = (sum(p.numel() for p in m.parameters()) for m in (self.model, self.dense))
+        if self.target.measure == "nonzeros":
+            left = self.control.sizes.nonzeros(self.model)
+        if self.target.measure in ZEROS:  # torch's optimizers leave zero without gradient at zero
+            self.sparse = list(self.control.sizes.penalized(self.model))
+            self.masks = [param.detach() != 0 for param in self.sparse]
+        self.plain_lr = refit_rate(self.plan, left / dense)
         self.plain, self.is_cut = self._plain(self.model), True
 
     def _require_finite(self, loss: float, epoch: int) -> None:
@@ -220,6 +231,10 @@ class Fitting:
         if not self.is_cut:
             return self.control.size()
         dense = self.control.sizes.footprint.dense
+        if self.target.measure == "nonzeros":
+            return self.control.sizes.nonzeros(self.model) / dense.parameters
+        if self.target.measure == "weighted_group_sparsity":
+            return self.landed
         if self.target.measure == "macs":
             return measure(self.model, self.example, latency=False).macs / dense.macs  # pyright: ignore
         return sum(param.numel() for param in self.model.parameters()) / dense.parameters
@@ -316,6 +331,9 @@ class Fitting:
 
     def _reached(self, report: ShrinkReport) -> tuple[float, float]:
         measure, value = self.target.measure, self.target.value
+        if measure == "nonzeros":
+            found = self.control.sizes.nonzeros(self.model)
+            return (found / report.before.parameters if isinstance(value, float) else found), value
         if measure == "weighted_group_sparsity":
             return 1 - self.landed, value
         if measure == "latency_ms":

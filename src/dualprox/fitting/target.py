@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, fields
 from ..checks import is_count, is_real, make_plain, require, shown
 from ..kinds import check_kinds
 
-MEASURES = ("params", "macs", "latency_ms", "weighted_group_sparsity")
+MEASURES = ("params", "macs", "latency_ms", "weighted_group_sparsity", "nonzeros")
+# Of these, the ones that are a share or a number, and those to which zeros count as gone.
+COUNTS = ("params", "macs", "nonzeros")
+ZEROS = ("weighted_group_sparsity", "nonzeros")
 
 
 class OutOfReachError(ValueError):
@@ -23,6 +26,8 @@ class TargetSize:
         macs: its multiplications with additions for one example; likewise.
         latency_ms: the median time of one run in milliseconds, on the machine that trains.
         weighted_group_sparsity: entries in dead groups over all penalized ones, in [0, 1).
+        nonzeros: its parameters less the zeros in penalized weights, a share or a number: of a
+            network that single zeros make neither smaller nor faster.
         batch_size: of the run whose latency is asked for.
         at_least: pattern of parameter names -> share of its groups that has to stay alive; those
             that no pattern matches keep one group.
@@ -30,7 +35,7 @@ class TargetSize:
         tolerance: relative; a network this close to the target has it.
 
     Raises:
-        ValueError: not exactly one of the first four is given, or a value is out of its range.
+        ValueError: not exactly one of the first five is given, or a value is out of its range.
 
     Example:
         >>> TargetSize(params=0.1)
@@ -43,6 +48,7 @@ class TargetSize:
     macs: float | int | None = None
     latency_ms: float | None = None
     weighted_group_sparsity: float | None = None
+    nonzeros: float | int | None = None
     batch_size: int = field(default=1, kw_only=True)
     at_least: Mapping[str, float] = field(default_factory=dict, kw_only=True)
     at_most: Mapping[str, float] = field(default_factory=dict, kw_only=True)
@@ -61,7 +67,7 @@ class TargetSize:
                 else f"one of {', '.join(MEASURES)} must be given, got none"
             )
         value = self.value
-        if self.measure in ("params", "macs"):
+        if self.measure in COUNTS:
             ok = is_count(value) or (isinstance(value, float) and 0 < value <= 1)
             require(ok, self.measure, "a share in (0, 1] or an int >= 1", value)
         elif self.measure == "latency_ms":
@@ -101,7 +107,7 @@ class TargetSize:
         """The target as a share of the dense network's size; that of what lives for a sparsity."""
         if self.measure == "weighted_group_sparsity":
             return 1.0 - self.value
-        if self.measure in ("params", "macs") and isinstance(self.value, float):
+        if self.measure in COUNTS and isinstance(self.value, float):
             return self.value
         return min(1.0, self.value / dense)
 

@@ -9,12 +9,12 @@ from typing import Any
 import dualprox as dp
 
 from ..files import read_json
+from ..fitting.target import COUNTS, MEASURES
 from . import console
 from .usage import UsageError, require_extras
 
-# Of the arguments, those that say which size is wanted, and those that a folder knows.
-_SIZES = ("params", "macs", "latency_ms", "weighted_group_sparsity")
-_NAMED = ("recipe", "out", "seed", "epochs", "batch_size", "tolerance", *_SIZES)
+# Of the arguments, those that a folder knows.
+_NAMED = ("recipe", "out", "seed", "epochs", "batch_size", "tolerance", *MEASURES)
 
 
 def add_fit(commands: Any) -> None:
@@ -35,7 +35,8 @@ def add_fit(commands: Any) -> None:
         "  dualprox fit digits_mlp_ramda --params 0.1\n"
         "  dualprox fit digits_mlp_ramda --macs 5000 --epochs 40 --select-inputs\n"
         "  dualprox fit cifar_resnet_ramda --latency-ms 0.8 --set data_dir=DIR seed=3\n"
-        "  dualprox fit digits_mlp_rmda --weighted-group-sparsity 0.9\n\n"
+        "  dualprox fit digits_mlp_rmda --weighted-group-sparsity 0.9\n"
+        "  dualprox fit digits_mlp_ramda --nonzeros 0.05\n\n"
         "Ctrl-C or a kill at any moment loses no finished epoch: --resume goes on, to the same\n"
         "bits. Exit code: 0 if the size was reached, 1 if not (the notes say why), 2 for a\n"
         "mistake. Which size to ask for: `dualprox path`.",
@@ -52,6 +53,9 @@ def add_fit(commands: Any) -> None:
     )
     size.add_argument(
         "--weighted-group-sparsity", metavar="SHARE", help="weights in dead groups over all"
+    )
+    size.add_argument(
+        "--nonzeros", metavar="SIZE", help="likewise, of single zeros: as large and slow as before"
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="of the run of --latency-ms; 1")
     parser.add_argument("--tolerance", type=float, metavar="X", help="relative, of the size; 0.03")
@@ -122,12 +126,12 @@ def _target(args: argparse.Namespace) -> dp.TargetSize:
     """The size that the arguments name."""
     beside = {name: getattr(args, name) for name in ("batch_size", "tolerance")}
     given: dict[str, Any] = {name: value for name, value in beside.items() if value is not None}
-    for name in _SIZES:
+    for name in MEASURES:
         text = getattr(args, name)
         if text is None:
             continue
         try:
-            whole = name in ("params", "macs") and text.strip().isdecimal()
+            whole = name in COUNTS and text.strip().isdecimal()
             given[name] = int(text) if whole else float(text)
         except ValueError:
             raise UsageError(f"--{name.replace('_', '-')} must be a number, got {text!r}") from None

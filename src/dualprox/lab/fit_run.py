@@ -60,10 +60,19 @@ class FitRun:
         rule = "a network that classifies for a fit"
         require(can_shrink(run), "model", rule, run.model)
         require(run.device == "cpu", "device", "cpu for a fit", run.device)
-        rule = "one of groups for a fit, which removes channels"
-        require(isinstance(run.penalty, dp.GroupPenalty), "penalty", rule, run.penalty)
+        kinds, rule = dp.GroupPenalty, "one of groups for a fit, which removes channels"
+        if self.target.measure == "nonzeros":
+            kinds, rule = kinds | dp.SeparablePenalty, "one of groups or entries for nonzeros"
+        require(isinstance(run.penalty, kinds), "penalty", rule, run.penalty)
         rule = "an int >= 2 for a fit, which has stages"
         require(is_count(run.epochs) and run.epochs >= 2, "epochs", rule, run.epochs)
+
+    @property
+    def penalty(self) -> dp.Penalty | None:
+        """What `dualprox.fit` is given: for nonzeros no groups, so that it counts entries."""
+        own = self.run.penalty
+        by_groups = isinstance(own, dp.GroupPenalty)
+        return None if by_groups and self.target.measure == "nonzeros" else own
 
     def to_json(self) -> dict[str, Any]:
         """Content of config.json."""
@@ -215,7 +224,7 @@ def _go(wish: FitRun, folder: Path, show: Callable[[dict[str, Any]], None]) -> d
         wish.target,
         example_input=example_input(run),
         optimizer="ramda" if isinstance(run.optimizer, RamdaSpec) else "rmda",
-        penalty=run.penalty,
+        penalty=wish.penalty,
         select_inputs=wish.select_inputs,
         lr=wish.lr,
         momentum=wish.momentum,

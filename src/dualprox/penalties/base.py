@@ -56,6 +56,12 @@ class Support(Structure):
         """All groups."""
         return self.live.numel()
 
+    def entries(self) -> int:
+        """Entries in all groups."""
+        if isinstance(self.group_size, Tensor):
+            return int(self.group_size.expand(self.total()).sum())
+        return self.total() * self.group_size
+
     def dead_entries(self) -> int:
         """Entries in dead groups."""
         if isinstance(self.group_size, Tensor):
