@@ -265,10 +265,22 @@ def test_the_envelope_is_the_best_curve_at_every_size():
     assert max(size for size, value in edge if value < 0.9001) < 10**-0.49
 
 
-def test_rivals_are_the_peers_that_make_networks_smaller():
+def test_rivals_are_the_peers_of_the_same_kind(tmp_path):
     curves = {name: [] for name in ("dense", "dualprox_ramda", "rigl", "tp_magnitude")}
-    records = [{"method": name, "unstructured": name == "rigl"} for name in curves]
-    assert list(report.rivals(curves, records)) == ["tp_magnitude"]
+    assert list(report.rivals(curves)) == ["rigl", "tp_magnitude"]
+    ours = replace(NARROW, name="dualprox_narrow")
+    loose = [replace(m, name=f"{m.name}_loose", unstructured=True) for m in (ours, NARROW)]
+    runner.run(plan(tmp_path, (DENSE, NARROW, ours, *loose)), lambda text: None)
+    lines = report.report(tmp_path, tmp_path / "to").splitlines()
+    found = {line.split()[1]: line.split()[-2] for line in lines if "best peer there" in line}
+    assert found == {"dualprox_narrow": "narrow", "dualprox_narrow_loose": "narrow_loose"}
+    records = report.records_in(tmp_path)
+    by_size, by_macs, by_zeros = (
+        set(axes.get_legend_handles_labels()[1]) for axes in report.figure(records).axes
+    )
+    assert by_size == {"dense", "best peer", "narrow", "dualprox_narrow"}
+    assert by_macs == by_size - {"best peer"}
+    assert by_zeros == {"dense", "best peer", "narrow_loose", "dualprox_narrow_loose"}
 
 
 def test_bisection_finds_the_largest_size_within_the_target():

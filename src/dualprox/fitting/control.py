@@ -24,7 +24,6 @@ from .room import filling
 from .sizes import Sizes
 from .target import TargetSize
 
-
 _LANDINGS = 5  # bisections, each with a network cut, until one has the nonzeros asked for
 
 

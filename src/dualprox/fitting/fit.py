@@ -75,9 +75,9 @@ def fit(
         optimizer: of search and hold; "ramda" suits all networks, "rmda" those that SGD trains.
             None is "rmda" for `NuclearNorm`, whose subproblem has no formula in RAMDA's metric,
             and "ramda" otherwise.
-        penalty: None is `GroupL0` on coupled groups, or `L0` for nonzeros; another is put on coupled groups if it has
-            groups, or comes as what `param_groups` returned. Its strength does not matter. With
-            `NuclearNorm` layers become two thin ones, see `factorize`.
+        penalty: None is `GroupL0` on coupled groups, or `L0` for nonzeros; another is put on
+            coupled groups if it has groups, or comes as what `param_groups` returned. Its strength
+            does not matter. With `NuclearNorm` layers become two thin ones, see `factorize`.
         refit: whether there is a refit; without, hold lasts to the end.
         select_inputs: whether linear layers may leave inputs unread that have to stay, as the
             pixels of an image; as in `shrink`.

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -203,8 +202,8 @@ def _critical_strengths(problem: Subproblem, penalty: Penalty) -> Tensor | None:
         ||a_g|| <= tau lambda_g                  for group LASSO,
         <a_g, D^-1 a_g> / 2 <= tau lambda_g      for group L0.
 
-    L1 and L0 have a group for each entry. The i-th singular value with the nuclear norm is zero iff sigma_i(a) <= tau lambda, where D is a
-    number.
+    For L1 and L0 each entry is a group. The i-th singular value with the nuclear norm is zero iff
+    sigma_i(a) <= tau lambda, where D is a number.
     """
     if isinstance(penalty, NuclearNorm) and isinstance(problem.metric, int | float):
         values = torch.linalg.svdvals(whole(problem.pull()).flatten(1).double())

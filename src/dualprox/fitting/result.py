@@ -55,7 +55,8 @@ class Choices:
         momentum: its momentum.
         warmup_epochs: epochs without penalty at the start; may be a fraction, as all epochs here.
         search_epochs: epochs from there until the last restart.
-        hold_epochs: epochs from there until the structure is fixed, at constant strength.
+        hold_epochs: epochs from there until the structure is fixed, at constant strength; 0 for
+            nonconvex penalties on entries, for which no penalty of groups can step in.
         refit_epochs: epochs of the slim network without penalty.
         refit_optimizer: "sgd" (Nesterov momentum 0.9) or "adamw", with cosine decay.
         warmup_lr: the learning rate of the warmup at the start, by the same optimizer.
@@ -214,6 +215,8 @@ def choose(
 
 def refit_rate(plan: Choices, share: float) -> float:
     """The refit's learning rate for a network with this share of the dense one's parameters.
+
+    For a target of nonzeros it is their share: an entry that is zero adds nothing to a sum.
 
     Adam's best rate goes with 1 / width: `plan.width_lr` / width, but no less than in the warmup.
     The width is that of an even cut, the square root of the share, or that of the stream, if it is
