@@ -44,11 +44,16 @@ COUNTED = (
     Case((5, 6, 3, 3), dp.GroupL0(0.2), channels_last=True),
     Case((6, 8), dp.GroupL0(0.0)),
     Case((0, 5), dp.GroupL0(0.1)),
+    Case((3, 11), dp.L0(0.05)),
+    Case((17, 670), dp.L0(0.02)),
+    Case((5, 6, 3, 3), dp.L0(0.02), channels_last=True),
+    Case((6, 8), dp.L0(0.0)),
 )
 SHARED = (
     Case((30_000, 40), dp.GroupLasso(0.2)),
     Case((30_000, 40), dp.GroupL0(0.2)),
     Case((1, 800_000), dp.GroupLasso(0.1, axis=0)),
+    Case((900, 1000), dp.L0(0.02)),
 )
 
 GROUPED = (dp.GroupLasso, dp.GroupL0)
@@ -205,6 +210,7 @@ def test_gradients_of_any_size_follow_eager(method, scale, lr):
         Case((6, 8), dp.GroupLasso(1e-20)),  # lives however small the numerators are
         Case((7, 40), dp.GroupLasso(1e-20, axis=0)),
         Case((6, 8), dp.GroupL0(0.01)),
+        Case((6, 8), dp.L0(0.01)),
         Case((5, 8), dp.SparseGroupLasso(0.1)),
         Case((3, 7), dp.L1(0.1)),
         Case((9,), None),
@@ -247,6 +253,7 @@ def test_a_nan_stays_in_its_group_and_reaches_all_of_it(method, value):
         Case((4, 6), dp.GroupLasso(0.1)),
         Case((4, 6), dp.GroupLasso(99.0)),  # all dead but for the NaN
         Case((4, 6), dp.GroupL0(99.0)),
+        Case((4, 6), dp.L0(99.0)),
         Case((5, 3), dp.L1(0.1)),
         Case((5, 40), dp.SparseGroupLasso(0.1, axis=0)),
         Case((5, 3), None),
@@ -270,6 +277,7 @@ def test_a_norm_equal_to_the_threshold_is_dead():
         Case((2, 2), dp.GroupLasso(5.0, size_weighted=False)),
         Case((2, 2), dp.L1(4.0)),
         Case((2, 2), dp.GroupL0(12.5, size_weighted=False)),
+        Case((2, 2), dp.L0(8.0)),
     )
     for run in (
         Run("prox_sgd", cases, "native", lr=1.0),
@@ -281,6 +289,7 @@ def test_a_norm_equal_to_the_threshold_is_dead():
         assert (run.params[0] == 0).tolist() == [[True, False], [True, False]]
         assert (run.params[1] == 0).tolist() == [[True, True], [True, False]]
         assert (run.params[2] == 0).tolist() == [[True, False], [True, False]]
+        assert (run.params[3] == 0).tolist() == [[True, True], [True, False]]
 
 
 @methods

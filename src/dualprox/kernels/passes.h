@@ -113,7 +113,7 @@ struct Step {
   float center_scale = 1;  // 1 - lr * weight_decay
   float entry_threshold = 0;
   float group_threshold = 0;
-  bool counts = false;  // group_threshold is the price of a live group, whatever its norm
+  bool counts = false;  // a threshold is the price of a live group or entry, whatever its norm
   float weight = 1;  // of the structured point in the iterate
   bool begins_stage = false;
 };
@@ -190,6 +190,7 @@ enum Pass {
   kSweep,   // sum at r
   kSpread,  // move the parameter to the solution of norm r
   kEntries,  // everything at once, without groups
+  kCounted,  // the same, where entries are counted
   kFree      // the same, without any penalty
 };
 
@@ -213,7 +214,7 @@ template <Method M, class T, Pass kPass, bool kStores>
 INLINE void pass_row(const Pointers<T> x, const Step s, i64 at, i64 n, i64 lanes,
                      const float* __restrict r, const float* __restrict t,
                      float* __restrict stored, i64 strip, float* __restrict sums) {
-  constexpr bool kWhole = kPass == kEntries || kPass == kFree;
+  constexpr bool kWhole = kPass == kEntries || kPass == kCounted || kPass == kFree;
   constexpr bool kUpdates = begins(kPass) || kWhole;
   constexpr bool kMoves = kPass == kSpread || kWhole;
   constexpr bool kReads = kStores && !kUpdates;
@@ -247,7 +248,8 @@ INLINE void pass_row(const Pointers<T> x, const Step s, i64 at, i64 n, i64 lanes
       if (kPass == kFree) {
         a = center - s.linear_scale * linear / d;  // the point: a zero gradient moves nothing
       } else {
-        a = soft_threshold(d * center - s.linear_scale * linear, s.entry_threshold);
+        a = d * center - s.linear_scale * linear;
+        if (kPass != kCounted) a = soft_threshold(a, s.entry_threshold);
       }
       if (kStores) {
         stored[j] = a;
@@ -272,7 +274,8 @@ INLINE void pass_row(const Pointers<T> x, const Step s, i64 at, i64 n, i64 lanes
     }
     if (kMoves) {
       float point = a;
-      if (kPass == kEntries && has_metric(M)) point = a / d;
+      if ((kPass == kEntries || kPass == kCounted) && has_metric(M)) point = a / d;
+      if (kPass == kCounted) point = a * point <= 2.0f * s.entry_threshold ? 0.0f : point;
       if (kPass == kSpread) point = has_metric(M) ? a * r[j] / (d * r[j] + t[j]) : a * r[j];
       keep(param, rest, j, is_dual(M) ? lerp(iterate(param, rest, j), point, s.weight) : point);
     }
@@ -374,6 +377,7 @@ template <Method M, class T>
 void pass_entries(const Pointers<T>& x, const Step& s, i64 begin, i64 end) {
   if (is_dual(M) && s.begins_stage) begin_stage<M>(x, begin, end - begin);
   const auto pass = s.entry_threshold == 0 ? pass_row<M, T, kFree, false>
+                    : s.counts             ? pass_row<M, T, kCounted, false>
                                            : pass_row<M, T, kEntries, false>;
   pass(x, s, begin, end - begin, 0, nullptr, nullptr, nullptr, 0, nullptr);
 }

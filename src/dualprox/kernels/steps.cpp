@@ -36,7 +36,7 @@ struct Record {
   double *step, *penalty_sum, *restart, *eps;
   int64_t parts, outer, groups, inner;  // Grid
   double entry_strength, group_strength;
-  int64_t counts;      // whether group_strength is of each live group, not of its norm
+  int64_t counts;      // whether the strength is of each live group or entry, not of its norm
   int64_t iterations;  // written: Newton steps taken
 };
 

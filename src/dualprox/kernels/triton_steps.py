@@ -104,7 +104,7 @@ def unsupported(
     if memory_order(param) is None or grid_of(param, form.slices if form else None) is None:
         return "its groups are not laid out as a grid in its memory"
     if form is not None and form.counts:
-        return "counted groups have no Triton step"
+        return "counted groups and entries have no Triton step"
     if "max_exp_avg_sq" in state:
         return "amsgrad has no Triton step"
     for name in (*filter(None, _BUFFERS[method]), *_remainder(param)):

@@ -162,7 +162,8 @@ class SparseGroupForm:
         entry_strength: >= 0.
         group_strength: >= 0.
         slices: the groups; None if `group_strength` is 0.
-        counts: whether each live group counts 1 instead of its norm; `entry_strength` is 0 then.
+        counts: whether each live group counts 1 instead of its norm, or, with an
+            `entry_strength` > 0, each live entry; the other strength is 0 then.
     """
 
     entry_strength: float

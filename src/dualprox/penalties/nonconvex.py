@@ -248,3 +248,8 @@ class L0(SeparablePenalty):
         """The part of g on the support: a zero entry resists any gradient."""
         kink = 0.0 if self.strength == 0 else math.inf
         return kink_residual(w, g, kink, 0.0)
+
+    def sparse_group_form(self, w: Tensor) -> SparseGroupForm:
+        """Entries alone, counted."""
+        del w
+        return SparseGroupForm(self.strength, 0.0, None, counts=True)
