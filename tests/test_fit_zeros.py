@@ -1,5 +1,6 @@
 """What a target counts as zeros is zero in the end: single entries, and groups that cannot go."""
 
+import math
 from typing import Any
 
 import pytest
@@ -38,6 +39,13 @@ def test_as_many_entries_are_left_as_asked_for(name: str, wanted: float) -> None
     assert result.is_reached and result.reached == left(result.model) / dense
     assert result.reached == pytest.approx(wanted, rel=0.03) == result.history[-1]["size"]
     assert result.model(batches(name)[0][0]).isfinite().all()
+
+
+def test_adamw_refits_a_network_that_is_as_narrow_as_it_has_nonzeros() -> None:
+    result = fitted("cnn", 8, dp.TargetSize(nonzeros=0.25))
+    slim = sum(param.numel() for param in result.model.parameters())
+    assert slim > 1.2 * left(result.model)
+    assert result.plan.refit_lr == pytest.approx(3e-3 / math.sqrt(result.reached))
 
 
 @pytest.mark.parametrize("refit", [True, False])
