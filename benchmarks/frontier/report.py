@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 Curves = dict[str, list[Point]]
 OURS = "dualprox"
+PARTIAL = ("_convex", "_no_refit")
 OUR_COLORS = ("#D55E00", "#009E73", "#7B3294", "#8C6D31", "#C51B7D", "#4D9221")
 COLORS = ("#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#555555", "#000000", "#999933")
 ROOM = 4  # of the plots below dense, over that of our worst point
@@ -221,17 +222,19 @@ def draw(axes: "Axes", records: Sequence[Record], colors: Mapping[str, str], acr
         if name == "dense":
             axes.axhline(up[0], color="black", linewidth=0.8, linestyle=":", label="dense")
             continue
-        ours = name.startswith(OURS)
+        # Methods of ours that lack a part are drawn as thin as peers.
+        whole = name.startswith(OURS) and not name.endswith(PARTIAL)
         axes.errorbar(
             sizes,
             up,
             yerr=[down, above],
             label=name,
             color=colors[name],
-            linewidth=2.4 if ours else 1.2,
-            marker="o" if ours else ".",
+            linestyle="--" if name.endswith(PARTIAL) else "-",
+            linewidth=2.4 if whole else 1.2,
+            marker="o" if whole else ".",
             capsize=2,
-            zorder=3 if ours else 2,
+            zorder=3 if whole else 2,
         )
     edge = envelope(rivals(curves), metric == "accuracy") if across == "size" else []
     if edge:
