@@ -56,6 +56,28 @@ def test_zeros_stay_under_torch_optimizers(name, kind):
 
 
 @every_torch
+def test_without_gradient_zeros_stay_by_themselves(name):
+    """What clips afterwards sees the gradient along the support alone."""
+    params, set_gradients, opt = trained()
+    support = dp.FrozenSupport.of(opt)
+    other = TORCH[name](params)
+    for step in range(30, 45):
+        set_gradients(step)
+        before = [param.grad.clone() for param in params]
+        support.project_gradients_()
+        for label, mask in support.dead.items():
+            index = {"0.0": 0, "0.1": 2}[label]
+            assert torch.equal(params[index].grad, before[index].masked_fill(mask, 0.0))
+        assert torch.equal(params[1].grad, before[1])
+        other.step()
+    for label, mask in support.dead.items():
+        assert torch.equal(params[{"0.0": 0, "0.1": 2}[label]] == 0, mask)
+    other.zero_grad()
+    support.project_gradients_()
+    assert all(param.grad is None for param in params)
+
+
+@every_torch
 def test_live_weights_move_as_if_nothing_were_held(name):
     params, set_gradients, opt = trained()
     support = dp.FrozenSupport.of(opt)

@@ -180,7 +180,8 @@ def fit(
             return begun(narrow, False)
         return fitting
 
-    chosen = penalty or (L0(1.0) if target.measure == "nonzeros" else GroupL0(1.0))
+    by_entries = target.measure == "nonzeros"
+    chosen = penalty if penalty is not None else L0(1.0) if by_entries else GroupL0(1.0)
     share = _share(model, example_input, target)
     bound = not (isinstance(penalty, ParamGroups) or target.at_least or target.at_most)
     try:

@@ -95,20 +95,20 @@ class Sizes:
         if least > goal * (1 + self.target.tolerance):
             raise OutOfReachError(
                 f"{self.target.measure}={self.target.value!r} cannot be reached: {least:.2%} of "
-                "the network are left with all groups dead; print the param groups to see what "
-                "stays free"
+                "the network are left with all that is penalized dead; print the param groups to "
+                "see what stays free"
             )
 
     def nonzeros(self, slim: nn.Module) -> int:
         """The parameters of a network that was cut, less the zeros in penalized weights."""
         return sum(p.numel() for p in slim.parameters()) - sum(
-            int((param == 0).sum()) for param in self.penalized(slim)
+            int((weight == 0).sum()) for weight in self.penalized(slim).values()
         )
 
-    def penalized(self, slim: nn.Module) -> list[nn.Parameter]:
-        """Those of its weights that have penalties."""
-        params = dict(slim.named_parameters())
-        return [params[name] for names in self.names for name in names if name in params]
+    def penalized(self, slim: nn.Module) -> dict[str, nn.Parameter]:
+        """Those of its weights that have penalties, by name."""
+        charged = {name for names in self.names for name in names}
+        return {name: param for name, param in slim.named_parameters() if name in charged}
 
     def _share(self, found: Sequence[Support | Rank]) -> float:
         if self.target.measure in ZEROS:

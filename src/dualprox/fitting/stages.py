@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..grouping import ParamGroups
-from ..optim import RAMDA, RMDA, DualAveraging
+from ..optim import RAMDA, RMDA, DualAveraging, FrozenSupport
 from ..penalties import Coupled, GroupPenalty
 from ..shrinking.inputs import ExampleInput
 from ..shrinking.measure import compare, measure
@@ -87,9 +87,7 @@ class Fitting:
         self.plain_lr = plan.warmup_lr
         self.plain = self._plain(model) if self.begin else None
         self.is_cut = False
-        # After the cut, the weights of the slim network whose zeros stay, and which of them live.
-        self.sparse: list[Tensor] = []
-        self.masks: list[Tensor] = []
+        self.frozen: FrozenSupport | None = None  # after the cut, where zeros count as gone
         self.epoch = self.taken = 0
         self.held = self.landed = 0.0
         self.clipping = Clipping(plan.clip)
@@ -122,9 +120,8 @@ class Fitting:
         optimizer = self.opt if self.plain is None else self.plain
         optimizer.zero_grad()
         value.backward()
-        for param, live in zip(self.sparse, self.masks, strict=True):
-            if param.grad is not None:
-                param.grad.mul_(live)
+        if self.frozen is not None:  # torch's optimizers leave zero without gradient at zero
+            self.frozen.project_gradients_()
         self.clipping.clip_(self.model)
         if self.plain is not None:
             self._set_rate(self.plain)
@@ -188,9 +185,9 @@ class Fitting:
         left, dense = (sum(p.numel() for p in m.parameters()) for m in (self.model, self.dense))
         if self.target.measure == "nonzeros":
             left = self.control.sizes.nonzeros(self.model)
-        if self.target.measure in ZEROS:  # torch's optimizers leave zero without gradient at zero
-            self.sparse = list(self.control.sizes.penalized(self.model))
-            self.masks = [param.detach() != 0 for param in self.sparse]
+        if self.target.measure in ZEROS:
+            weights = self.control.sizes.penalized(self.model)
+            self.frozen = FrozenSupport(weights, {n: w.detach() == 0 for n, w in weights.items()})
         self.plain_lr = refit_rate(self.plan, left / dense)
         self.plain, self.is_cut = self._plain(self.model), True
 
