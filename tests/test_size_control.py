@@ -196,7 +196,7 @@ def test_a_target_below_what_has_to_stay_is_refused() -> None:
     model, data = network("mlp"), batches("mlp")
     opt = dp.RAMDA(groups_of(model, data), lr=5e-3)
     with pytest.raises(
-        ValueError, match=r"params=0\.001 cannot be reached: .*% .* with all groups"
+        ValueError, match=r"params=0\.001 cannot be reached: .*% .* with all that is penalized dead"
     ):
         dp.SizeControl(
             opt, model, dp.TargetSize(params=0.001), data[0][0], ramp_steps=1, hold_from=1
