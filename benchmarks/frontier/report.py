@@ -277,10 +277,12 @@ def figure(records: Sequence[Record]) -> "Figure":
     from matplotlib.figure import Figure
 
     methods = list(dict.fromkeys(record["method"] for record in records))
-    ours = [name for name in methods if name.startswith(OURS)]
     theirs = [name for name in methods if not name.startswith(OURS)]
-    colors = {name: OUR_COLORS[place % len(OUR_COLORS)] for place, name in enumerate(ours)}
-    colors |= {name: COLORS[place % len(COLORS)] for place, name in enumerate(theirs)}
+    # One color in all panels for what differs in its zeros alone.
+    ours = dict.fromkeys(n.removesuffix("_single") for n in methods if n.startswith(OURS))
+    chosen = {name: OUR_COLORS[place % len(OUR_COLORS)] for place, name in enumerate(ours)}
+    chosen |= {name: COLORS[place % len(COLORS)] for place, name in enumerate(theirs)}
+    colors = {name: chosen[name.removesuffix("_single")] for name in methods}
     final = [record for record in records if not record["tuning"]]
     smaller, sparse = (of_kind(final, unstructured=loose) for loose in (False, True))
     dense = [record for record in final if record["method"] == "dense"]
