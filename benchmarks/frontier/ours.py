@@ -41,55 +41,28 @@ def train_ours(
     return Outcome(result.model, Clock(), nonzero=count, notes=notes)
 
 
-RAMDA_RATES = ({}, {"lr": 5e-3}, {"lr": 1e-3})
-RMDA_RATES = ({}, {"refit_lr": 0.1}, {"refit_optimizer": "adamw"})
-RAMDA = Method("dualprox_ramda", partial(train_ours, optimizer="ramda"), RAMDA_RATES)
-RMDA = Method("dualprox_rmda", partial(train_ours, optimizer="rmda"), RMDA_RATES)
-RAMDA_CONVEX = Method(
-    "dualprox_ramda_convex",
-    partial(train_ours, optimizer="ramda", penalty=dp.GroupLasso(1.0)),
-    RAMDA_RATES,
-    caveat="group LASSO in place of the number of live groups",
-)
-RMDA_CONVEX = Method(
-    "dualprox_rmda_convex",
-    partial(train_ours, optimizer="rmda", penalty=dp.GroupLasso(1.0)),
-    RMDA_RATES,
-    caveat="group LASSO in place of the number of live groups",
-)
-RAMDA_NO_REFIT = Method(
-    "dualprox_ramda_no_refit",
-    partial(train_ours, optimizer="ramda", refit=False),
-    RAMDA_RATES,
-    caveat="cut at the end, not trained after",
-)
-RMDA_NO_REFIT = Method(
-    "dualprox_rmda_no_refit",
-    partial(train_ours, optimizer="rmda", refit=False),
-    RMDA_RATES,
-    caveat="cut at the end, not trained after",
-)
-RAMDA_SINGLE = Method(
-    "dualprox_ramda_single",
-    partial(train_ours, optimizer="ramda", single=True),
-    RAMDA_RATES,
-    unstructured=True,
-    caveat=CAVEAT,
-)
-RMDA_SINGLE = Method(
-    "dualprox_rmda_single",
-    partial(train_ours, optimizer="rmda", single=True),
-    RMDA_RATES,
-    unstructured=True,
-    caveat=CAVEAT,
-)
-OURS = (
-    RAMDA,
-    RMDA,
-    RAMDA_CONVEX,
-    RMDA_CONVEX,
-    RAMDA_NO_REFIT,
-    RMDA_NO_REFIT,
-    RAMDA_SINGLE,
-    RMDA_SINGLE,
+RATES: dict[Literal["ramda", "rmda"], tuple[Setting, ...]] = {
+    "ramda": ({}, {"lr": 5e-3}, {"lr": 1e-3}),
+    "rmda": ({}, {"refit_lr": 0.1}, {"refit_optimizer": "adamw"}),
+}
+# What a variant changes, and what must be said of it.
+VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
+    "": ({}, ""),
+    "_convex": (
+        {"penalty": dp.GroupLasso(1.0)},
+        "group LASSO in place of the number of live groups",
+    ),
+    "_no_refit": ({"refit": False}, "cut at the end, not trained after"),
+    "_single": ({"single": True}, CAVEAT),
+}
+OURS = tuple(
+    Method(
+        f"dualprox_{optimizer}{suffix}",
+        partial(train_ours, optimizer=optimizer, **changes),
+        rates,
+        unstructured="single" in changes,
+        caveat=caveat,
+    )
+    for suffix, (changes, caveat) in VARIANTS.items()
+    for optimizer, rates in RATES.items()
 )

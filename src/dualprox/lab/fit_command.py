@@ -55,7 +55,9 @@ def add_fit(commands: Any) -> None:
         "--weighted-group-sparsity", metavar="SHARE", help="weights in dead groups over all"
     )
     size.add_argument(
-        "--nonzeros", metavar="SIZE", help="likewise, of single zeros: as large and slow as before"
+        "--nonzeros",
+        metavar="SIZE",
+        help="parameters but single zeros: share or number; no smaller or faster by itself",
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="of the run of --latency-ms; 1")
     parser.add_argument("--tolerance", type=float, metavar="X", help="relative, of the size; 0.03")

@@ -109,9 +109,9 @@ class FrozenSupport:
     def project_gradients_(self) -> None:
         """Zero the gradients of dead entries, in place: what is left lies along the support.
 
-        For whoever clips or measures gradients. Optimizers that leave entries of value and gradient
-        zero at zero, as torch's SGD, Adam and AdamW do, need no `hold` besides. One foreach
-        operation, without synchronising.
+        For whoever clips or measures gradients. An optimizer that begins then and moves no entry of
+        value and gradient zero, as torch's SGD, Adam and AdamW do not, needs no `hold` besides. One
+        foreach operation, without synchronising.
         """
         found = [(w.grad, live) for w, live in self._live.items() if w.grad is not None]
         hold([grad for grad, _ in found], [live for _, live in found])
